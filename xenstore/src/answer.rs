@@ -1,0 +1,100 @@
+//! What a request is answered with, before it becomes bytes.
+//!
+//! Answers share what they show with the tree, so a transaction can keep them and compare them when it commits.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use crate::ids::Generation;
+use crate::tree::{Children, Value, listed_size};
+use crate::wire::PAYLOAD_MAX;
+
+/// A good answer; the bad ones are [`crate::wire::Errno`].
+#[derive(Clone)]
+pub(crate) enum Answer {
+    /// `OK`.
+    Done,
+    Value(Value),
+    /// A child list, whole.
+    Names(Children),
+    /// A child list from byte `offset` on, as far as it fits.
+    Part {
+        generation: Generation,
+        children: Children,
+        offset: usize,
+    },
+    /// An access control list as it is shown: each entry with its NUL, without those of domains that are no more.
+    Permissions(String),
+    /// Text, sent with a NUL behind it.
+    Text(String),
+}
+
+/// Whether a client could not tell one from the other. Generations are no matter: they only tell that something may have changed.
+impl PartialEq for Answer {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Done, Self::Done) => true,
+            (Self::Value(a), Self::Value(b)) => a == b,
+            (Self::Names(a), Self::Names(b))
+            | (Self::Part { children: a, .. }, Self::Part { children: b, .. }) => {
+                a.list_size() == b.list_size() && a.names().eq(b.names())
+            }
+            (Self::Permissions(a), Self::Permissions(b)) => a == b,
+            (Self::Text(a), Self::Text(b)) => a == b,
+            _ => false,
+        }
+    }
+}
+
+impl Answer {
+    /// The payload of the reply. It may be too long for one, except for a part, which is cut to fit.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        match self {
+            Self::Done => b"OK\0".to_vec(),
+            Self::Value(value) => value.as_bytes().to_vec(),
+            Self::Names(children) => children.names().flat_map(listed).collect(),
+            Self::Part {
+                generation,
+                children,
+                offset,
+            } => part(*generation, children, *offset),
+            Self::Permissions(shown) => shown.clone().into_bytes(),
+            Self::Text(text) => listed(text).collect(),
+        }
+    }
+
+    /// Bytes that keeping the answer costs; what it shares with the tree is small beside its bookkeeping.
+    pub(crate) fn footprint(&self) -> usize {
+        match self {
+            Self::Value(value) => value.as_bytes().len(),
+            Self::Names(children) | Self::Part { children, .. } => children.list_size(),
+            Self::Permissions(shown) => shown.len(),
+            Self::Done | Self::Text(_) => 0,
+        }
+    }
+}
+
+fn listed(name: &str) -> impl Iterator<Item = u8> {
+    name.bytes().chain([0])
+}
+
+/// DIRECTORY_PART's payload (protocol.md section 6): the generation, then whole names while they fit; a further NUL ends the last part.
+fn part(generation: Generation, children: &Children, offset: usize) -> Vec<u8> {
+    let most = usize::try_from(PAYLOAD_MAX).unwrap_or(usize::MAX);
+    let mut payload: Vec<u8> = listed(&format!("{}", generation.0)).collect();
+    let (names, within) = children.names_from(offset);
+    let mut skip = within;
+    for name in names {
+        let size = listed_size(name).saturating_sub(skip);
+        if payload.len().saturating_add(size) > most {
+            return payload;
+        }
+        payload.extend(listed(name).skip(skip));
+        skip = 0;
+    }
+    if payload.len() < most {
+        payload.push(0);
+    }
+    payload
+}

@@ -1,0 +1,169 @@
+//! Who hears of what: changes meet watches, permissions decide, and events wait in the watchers' queues.
+
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+
+use crate::acl::{Right, Subject};
+use crate::effects::Change;
+use crate::ids::{ConnId, DomId};
+use crate::output::Event;
+use crate::path::{Path, components};
+use crate::server::{Server, fits};
+use crate::tree::{Node, descend};
+use crate::watch::{Watch, WatchId};
+
+/// Events that may wait for an unprivileged client; of what has no room, each watch concerned is told once more later.
+const EVENTS_MAX: usize = 1024;
+
+impl Server {
+    /// Tells the watchers of committed changes, in order.
+    pub(crate) fn tell(&mut self, changes: &[Change]) {
+        for change in changes {
+            if let (true, Some(old)) = (change.removed, &change.old) {
+                self.tell_below(&change.path, old);
+            }
+            self.tell_along(change);
+        }
+    }
+
+    /// A change is heard on its path and above.
+    fn tell_along(&mut self, change: &Change) {
+        for (id, distance) in self.watches.along(&change.path) {
+            let Some((watch, subject)) = self.watcher(id) else {
+                continue;
+            };
+            if watch.reaches(distance) && self.may_hear(&subject, change) {
+                let payload = watch.event(&change.path);
+                self.send(watch.connection, id, payload, false);
+            }
+        }
+    }
+
+    /// Of a node that was cut off with one above it, only watches on itself hear.
+    fn tell_below(&mut self, path: &Path, removed: &Rc<Node>) {
+        for (id, way) in self.watches.below(path) {
+            let Some((watch, subject)) = self.watcher(id) else {
+                continue;
+            };
+            let Some(node) = descend(removed, components(&way)) else {
+                continue;
+            };
+            let above = way.rsplit_once('/').map_or("", |(above, _)| above);
+            let parent = descend(removed, components(above));
+            if [Some(node), parent]
+                .into_iter()
+                .flatten()
+                .any(|node| readable(&subject, node))
+            {
+                let payload = watch.event(&watch.path);
+                self.send(watch.connection, id, payload, false);
+            }
+        }
+    }
+
+    /// Whether a watcher may read the node, as it is or as it was, or its parent (protocol.md section 8).
+    fn may_hear(&self, subject: &Subject, change: &Change) -> bool {
+        let tree = &self.store.tree;
+        let parent = change.path.parent();
+        let parent = parent.as_ref().and_then(|parent| tree.get(parent));
+        [tree.get(&change.path), change.old.as_ref(), parent]
+            .into_iter()
+            .flatten()
+            .any(|node| readable(subject, node))
+    }
+
+    /// Tells of one domain through a special name (protocol.md section 8.1).
+    pub(crate) fn tell_special(&mut self, name: &str, domid: DomId) {
+        let special = Path::known(name);
+        let named = Path::known(&format!("{name}/{domid}"));
+        for (id, distance) in self.watches.along(&named) {
+            let deep = |watch: &Watch| watch.depth.is_some_and(|depth| depth >= distance);
+            self.send_special(&special, id, &named, |watch| distance == 0 || deep(watch));
+        }
+    }
+
+    /// Tells through a special name that some domain was concerned.
+    pub(crate) fn tell_special_plainly(&mut self, name: &str) {
+        let special = Path::known(name);
+        for (id, distance) in self.watches.along(&special) {
+            self.send_special(&special, id, &special, |watch| {
+                distance == 0 && watch.depth.is_none()
+            });
+        }
+    }
+
+    fn send_special(
+        &mut self,
+        special: &Path,
+        id: WatchId,
+        shown: &Path,
+        wanted: impl Fn(&Watch) -> bool,
+    ) {
+        let node = self.store.tree.get(special);
+        if let Some((watch, subject)) = self.watcher(id)
+            && wanted(watch)
+            && node.is_some_and(|node| readable(&subject, node))
+        {
+            let payload = watch.event(shown);
+            self.send(watch.connection, id, payload, true);
+        }
+    }
+
+    /// The first event of a watch, which follows its registration whatever it may read.
+    pub(crate) fn tell_first(&mut self, id: WatchId) {
+        if let Some(watch) = self.watches.get(id) {
+            let payload = watch.event(&watch.path);
+            self.send(watch.connection, id, payload, watch.path.is_special());
+        }
+    }
+
+    /// Tells the watches once more of which an event had no room, now that there is some.
+    pub(crate) fn tell_lost(&mut self, conn: ConnId) {
+        let lost = self
+            .connections
+            .get_mut(&conn)
+            .map(|connection| core::mem::take(&mut connection.lost));
+        lost.into_iter()
+            .flatten()
+            .for_each(|id| self.tell_first(id));
+    }
+
+    /// Queues an event. One too long for a message is dropped; of one without room, its watch is told later.
+    fn send(&mut self, conn: ConnId, watch: WatchId, payload: Vec<u8>, repeats: bool) {
+        let privileged = self.subject(conn).is_some_and(|subject| subject.privileged);
+        let Some(connection) = self.connections.get_mut(&conn) else {
+            return;
+        };
+        if !fits(payload.len()) {
+            return;
+        }
+        if !privileged && connection.output.events() >= EVENTS_MAX {
+            connection.lost.insert(watch);
+            return;
+        }
+        let event = Event {
+            watch,
+            payload,
+            queued: self.now,
+            cause: self.cause,
+            repeats,
+        };
+        if connection.output.event(event) {
+            self.events = self.events.wrapping_add(1);
+            self.charge_cause();
+            self.set_deadline(conn);
+            self.account(conn);
+            self.announce(conn);
+        }
+    }
+
+    fn watcher(&self, id: WatchId) -> Option<(&Watch, Subject)> {
+        let watch = self.watches.get(id)?;
+        Some((watch, self.subject(watch.connection)?))
+    }
+}
+
+fn readable(subject: &Subject, node: &Rc<Node>) -> bool {
+    node.acl.allows(subject, Right::Read)
+}

@@ -1,0 +1,55 @@
+//! The xenstore: bytes and events in, bytes and actions out.
+//!
+//! It knows no time, no memory map and no port; whoever runs it brings them. One request's path:
+//!
+//! ```text
+//! Server::handle_bytes   connection.rs   bytes become one request; more than 4096 of them stop the connection
+//! Server::run            server.rs       one request of each connection in turn, if its reply can be stored
+//!   answer               request.rs      type, privilege, transaction; then the request itself
+//!   execute              database.rs     paths, permissions, quotas are judged; nothing has changed so far
+//!   Editor               effects.rs      the tree changes, the effects are noted
+//!   commit               store.rs        the one commit point: accounts, then watchers
+//!   tell                 events.rs       changes × watch index × permissions → events in queues
+//!   reply                server.rs       behind the request's own events
+//! Server::poll_output    output.rs       bytes for the client
+//! ```
+//!
+//! A transaction (transaction.rs) runs `execute` on a tree of its own; what it did is committed as a whole at its end.
+//! What a request needs from the machine (INTRODUCE, who has a domid) is an [`Action`]; the request waits for its [`Outcome`].
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+mod acl;
+mod answer;
+mod connection;
+mod control;
+mod database;
+mod domain;
+mod effects;
+mod events;
+mod features;
+mod ids;
+mod lifecycle;
+mod output;
+mod path;
+mod privilege;
+mod quota;
+mod request;
+mod server;
+mod store;
+mod time;
+mod transaction;
+mod tree;
+mod watch;
+pub mod wire;
+
+pub use connection::ProtocolFault;
+pub use features::Features;
+pub use ids::{ConnId, DomId, EvtchnPort, GrantRef, Identity, ReqId, Ticket, UniqueId};
+pub use path::Path;
+pub use quota::{Quota, Quotas};
+pub use server::{Action, DomainEvent, Outcome, Progress, Server, Settings};
+pub use time::Instant;
+pub use wire::Errno;

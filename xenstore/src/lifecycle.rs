@@ -1,0 +1,398 @@
+//! Domains from introduction to death: what the toolstack asks for and what Xen tells.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use crate::acl::Incarnation;
+use crate::answer::Answer;
+use crate::database::{Need, Refusal};
+use crate::domain::Domain;
+use crate::effects::Effects;
+use crate::features::Features;
+use crate::ids::{ConnId, DomId, EvtchnPort, Identity, Ticket};
+use crate::path::Path;
+use crate::privilege::Privileged;
+use crate::quota::Quota;
+use crate::server::{Action, DomainEvent, Outcome, Question, Server};
+use crate::store::{INTRODUCE_DOMAIN, RELEASE_DOMAIN};
+use crate::wire::{Errno, Kind, decimal, exactly, one, strings};
+
+/// What happened outside.
+impl Server {
+    /// Opens the connection of a domain whose ring was there when the store started: the privileged one, or one that Xen itself made.
+    pub fn open_domain(&mut self, identity: Identity) -> ConnId {
+        let conn = self.next_connection();
+        self.attach(conn, identity);
+        conn
+    }
+
+    /// An [`Action`] with a ticket is done, or failed. A ticket that is not open is no matter.
+    pub fn handle_completed(&mut self, ticket: Ticket, outcome: Outcome) {
+        match (self.questions.remove(&ticket), outcome) {
+            (
+                Some(Question::Connect {
+                    requester,
+                    header,
+                    conn,
+                }),
+                outcome,
+            ) => {
+                let answer = match outcome {
+                    Outcome::Connected(identity) => {
+                        self.attach(conn, identity);
+                        Ok(Answer::Done)
+                    }
+                    Outcome::Refused(errno) => Err(errno),
+                    Outcome::Identified(_) => Err(Errno::EINVAL),
+                };
+                if self.goes_on(requester, ticket) {
+                    self.reply(requester, header, answer);
+                    self.account(requester);
+                }
+            }
+            (Some(Question::Identify { requester, domid }), outcome) => {
+                match outcome {
+                    Outcome::Identified(Some(identity)) | Outcome::Connected(identity) => {
+                        self.meet(identity);
+                    }
+                    Outcome::Identified(None) | Outcome::Refused(_) => {
+                        self.note_absent(requester, domid)
+                    }
+                }
+                if self.goes_on(requester, ticket) {
+                    self.queue(requester);
+                }
+            }
+            (None, _) => {}
+        }
+    }
+
+    /// One look at what became of domains: the plain release event is sent at most once for all of them (protocol.md section 7.3).
+    pub fn handle_domains(&mut self, events: &[DomainEvent]) {
+        let mut released = false;
+        for event in events {
+            released |= match *event {
+                DomainEvent::Shutdown(identity) => self.shut_down(identity),
+                DomainEvent::Dead(identity) => self.is_known(identity) && self.bury(identity.domid),
+            };
+        }
+        if released {
+            self.tell_special_plainly(RELEASE_DOMAIN);
+        }
+    }
+
+    /// Gives a domain its connection: a first one, which is told of, or a new one in place of the old.
+    fn attach(&mut self, conn: ConnId, identity: Identity) {
+        let incarnation = self.meet(identity);
+        let old = self
+            .domains
+            .alive_mut(incarnation)
+            .and_then(|domain| domain.connection.take());
+        if let Some(old) = old {
+            self.close(old);
+        }
+        self.open(conn, incarnation);
+        if old.is_none() && !self.domains.is_privileged(identity.domid) {
+            self.tell_special(INTRODUCE_DOMAIN, identity.domid);
+            self.tell_special_plainly(INTRODUCE_DOMAIN);
+        }
+    }
+
+    /// Makes a domain known. If its domid was another's, that one is dead, even if Xen has not told so yet (hostility.md R13).
+    fn meet(&mut self, identity: Identity) -> Incarnation {
+        let predecessor = self.domains.get(identity.domid).and_then(Domain::identity);
+        if predecessor.is_some_and(|known| known != identity) && self.bury(identity.domid) {
+            self.tell_special_plainly(RELEASE_DOMAIN);
+        }
+        self.domains
+            .learn(identity, self.settings.features)
+            .incarnation
+    }
+
+    fn is_known(&self, identity: Identity) -> bool {
+        self.domains.get(identity.domid).and_then(Domain::identity) == Some(identity)
+    }
+
+    /// Tells of a domain's shutdown, once; whether it did.
+    fn shut_down(&mut self, identity: Identity) -> bool {
+        if !self.is_known(identity) {
+            return false;
+        }
+        let Some(domain) = self.domains.get_mut(identity.domid) else {
+            return false;
+        };
+        let is_news = domain.connection.is_some() && !domain.told_shutdown;
+        domain.told_shutdown |= is_news;
+        if is_news {
+            self.tell_special(RELEASE_DOMAIN, identity.domid);
+        }
+        is_news
+    }
+
+    /// Ends a domain in the order of hostility.md R14; whether it had been introduced, so that its release was told.
+    fn bury(&mut self, domid: DomId) -> bool {
+        if self.domains.is_privileged(domid) {
+            return false;
+        }
+        let connection = self
+            .domains
+            .get_mut(domid)
+            .and_then(|domain| domain.connection.take());
+        if let Some(conn) = connection {
+            self.close(conn);
+        }
+        self.remove_estates(domid);
+        self.domains.remove(domid);
+        if connection.is_some() {
+            self.tell_special(RELEASE_DOMAIN, domid);
+        }
+        connection.is_some()
+    }
+
+    /// Removes all nodes of a domain with what is below them.
+    fn remove_estates(&mut self, domid: DomId) {
+        let domain = self.domains.get(domid);
+        let estates: Vec<Path> = domain
+            .iter()
+            .flat_map(|domain| &domain.estates)
+            .cloned()
+            .collect();
+        for path in estates {
+            let mut effects = Effects::default();
+            self.store.edit(&mut effects).remove(&path);
+            self.commit(effects);
+        }
+    }
+
+    fn note_absent(&mut self, conn: ConnId, domid: DomId) {
+        if let Some(connection) = self.connections.get_mut(&conn) {
+            connection.absent.push(domid);
+        }
+    }
+
+    /// Lets a connection go on that waited for this ticket; whether it did wait.
+    fn goes_on(&mut self, conn: ConnId, ticket: Ticket) -> bool {
+        let connection = self.connections.get_mut(&conn);
+        connection.is_some_and(|connection| {
+            connection
+                .waiting
+                .take_if(|waiting| *waiting == ticket)
+                .is_some()
+        })
+    }
+}
+
+/// What only the toolstack may ask for.
+impl Server {
+    pub(crate) fn answer_toolstack(
+        &mut self,
+        token: Privileged,
+        conn: ConnId,
+        kind: Kind,
+        payload: &[u8],
+    ) -> Result<Answer, Refusal> {
+        match kind {
+            Kind::Control => self.control(token, payload).map_err(Refusal::from),
+            Kind::Introduce => self.introduce(payload),
+            Kind::Release => self.release(payload),
+            Kind::IsDomainIntroduced => self.tell_introduced(payload),
+            Kind::Resume => self.resume(payload),
+            Kind::SetTarget => self.set_target(payload),
+            Kind::SetFeature => self.set_feature(conn, payload),
+            Kind::GetQuota => self.get_quota(conn, payload),
+            Kind::SetQuota => self.set_quota(conn, payload),
+            _ => Err(Errno::ENOSYS.into()),
+        }
+    }
+
+    fn introduce(&self, payload: &[u8]) -> Result<Answer, Refusal> {
+        let mut rest = strings(payload);
+        let [Some(domid), Some(_gfn), Some(port)] = [rest.next(), rest.next(), rest.next()] else {
+            return Err(Errno::EINVAL.into());
+        };
+        let domid = self.ordinary(domid)?;
+        let port = EvtchnPort(decimal(port, PORT_MAX)?);
+        if port.0 == 0 {
+            return Err(Errno::EINVAL.into());
+        }
+        Err(Refusal::Wait(Need::Connect { domid, port }))
+    }
+
+    fn release(&mut self, payload: &[u8]) -> Result<Answer, Refusal> {
+        let domid = self.introduced(one(payload)?)?;
+        self.actions.push_back(Action::Disconnect { domid });
+        if self.bury(domid) {
+            self.tell_special_plainly(RELEASE_DOMAIN);
+        }
+        Ok(Answer::Done)
+    }
+
+    fn resume(&mut self, payload: &[u8]) -> Result<Answer, Refusal> {
+        let domid = self.introduced(one(payload)?)?;
+        if let Some(domain) = self.domains.get_mut(domid) {
+            domain.told_shutdown = false;
+        }
+        Ok(Answer::Done)
+    }
+
+    fn tell_introduced(&self, payload: &[u8]) -> Result<Answer, Refusal> {
+        let domid = parse_domid(one(payload)?)?;
+        let introduced = domid == DomId::SELF || self.is_introduced(domid);
+        Ok(Answer::Text(String::from(if introduced {
+            "T"
+        } else {
+            "F"
+        })))
+    }
+
+    fn set_target(&mut self, payload: &[u8]) -> Result<Answer, Refusal> {
+        let mut rest = strings(payload);
+        let (Some(domid), Some(target)) = (rest.next(), rest.next()) else {
+            return Err(Errno::EINVAL.into());
+        };
+        let (domid, target) = (parse_domid(domid)?, parse_domid(target)?);
+        let known = |domid| {
+            let domain = self.domains.get(domid);
+            domain
+                .filter(|domain| domain.connection.is_some())
+                .map(|domain| domain.incarnation)
+        };
+        let (domain, target) = (
+            known(domid).ok_or(Errno::ENOENT)?,
+            known(target).ok_or(Errno::ENOENT)?,
+        );
+        if let Some(domain) = self.domains.alive_mut(domain) {
+            domain.target = Some(target);
+        }
+        Ok(Answer::Done)
+    }
+
+    /// Any client may ask for its own features; the toolstack for anybody's.
+    pub(crate) fn get_feature(
+        &self,
+        conn: ConnId,
+        token: Option<Privileged>,
+        payload: &[u8],
+    ) -> Result<Answer, Refusal> {
+        let mut rest = strings(payload);
+        let features = match (rest.next(), rest.next(), token) {
+            (None, _, _) => self.client(conn).ok_or(Errno::EIO)?.features,
+            (Some(_), Some(_), _) => return Err(Errno::EINVAL.into()),
+            (Some(_), None, None) => return Err(Errno::EACCES.into()),
+            (Some(domid), None, Some(_)) => self.existing(conn, parse_domid(domid)?)?.features,
+        };
+        Ok(Answer::Text(format!("{}", features.bits())))
+    }
+
+    fn set_feature(&mut self, conn: ConnId, payload: &[u8]) -> Result<Answer, Refusal> {
+        let [domid, bits] = exactly(payload)?;
+        let domid = parse_domid(domid)?;
+        let features = Features::from_bits(decimal(bits, u32::MAX)?)
+            .filter(|features| self.settings.features.has(*features))
+            .ok_or(Errno::EINVAL)?;
+        let domain = self.existing(conn, domid)?;
+        if domain.connection.is_some() {
+            return Err(Errno::EBUSY.into());
+        }
+        if let Some(domain) = self.domains.get_mut(domid) {
+            domain.features = features;
+        }
+        Ok(Answer::Done)
+    }
+
+    fn get_quota(&self, conn: ConnId, payload: &[u8]) -> Result<Answer, Refusal> {
+        let given: Vec<&[u8]> = strings(payload).take(3).collect();
+        let limit = match given.as_slice() {
+            [] => {
+                let names: Vec<&str> = Quota::all().map(Quota::name).collect();
+                return Ok(Answer::Text(names.join(" ")));
+            }
+            [name] => self
+                .settings
+                .quotas
+                .get(Quota::from_name(name).ok_or(Errno::EINVAL)?),
+            [domid, name] => {
+                let domain = self.existing(conn, parse_domid(domid)?)?;
+                let quota = Quota::from_name(name).ok_or(Errno::EINVAL)?;
+                self.settings.quotas.of(&domain.overrides, quota)
+            }
+            _ => return Err(Errno::EINVAL.into()),
+        };
+        Ok(Answer::Text(format!("{limit}")))
+    }
+
+    fn set_quota(&mut self, conn: ConnId, payload: &[u8]) -> Result<Answer, Refusal> {
+        let given: Vec<&[u8]> = strings(payload).take(4).collect();
+        let parse = |name, limit| -> Result<(Quota, u32), Errno> {
+            Ok((
+                Quota::from_name(name).ok_or(Errno::EINVAL)?,
+                decimal(limit, u32::MAX)?,
+            ))
+        };
+        match given.as_slice() {
+            [name, limit] => {
+                let (quota, limit) = parse(name, limit)?;
+                self.settings.quotas.set(quota, limit);
+            }
+            [domid, name, limit] => {
+                let domid = parse_domid(domid)?;
+                self.existing(conn, domid)?;
+                let (quota, limit) = parse(name, limit)?;
+                if let Some(domain) = self.domains.get_mut(domid) {
+                    domain.overrides.set(quota, limit);
+                }
+            }
+            _ => return Err(Errno::EINVAL.into()),
+        }
+        Ok(Answer::Done)
+    }
+
+    /// A domain that exists, introduced or not; the host is asked for one that is not known.
+    fn existing(&self, conn: ConnId, domid: DomId) -> Result<&Domain, Refusal> {
+        if let Some(domain) = self.domains.get(domid) {
+            return Ok(domain);
+        }
+        let asked = self
+            .connections
+            .get(&conn)
+            .is_some_and(|connection| connection.absent.contains(&domid));
+        if asked || !domid.is_ordinary() {
+            return Err(Errno::ENOENT.into());
+        }
+        Err(Refusal::Wait(Need::Identify(domid)))
+    }
+
+    /// The id of an introduced domain that is neither privileged nor the store's own.
+    fn introduced(&self, text: &[u8]) -> Result<DomId, Errno> {
+        let domid = self.ordinary(text)?;
+        if self.is_introduced(domid) {
+            Ok(domid)
+        } else {
+            Err(Errno::ENOENT)
+        }
+    }
+
+    /// The id of a domain that is neither privileged nor the store's own.
+    fn ordinary(&self, text: &[u8]) -> Result<DomId, Errno> {
+        let domid = parse_domid(text)?;
+        let special = domid == self.settings.privileged || domid == self.settings.store;
+        if special || !domid.is_ordinary() {
+            Err(Errno::EINVAL)
+        } else {
+            Ok(domid)
+        }
+    }
+}
+
+/// The highest event channel port that Xen can give (FIFO ABI).
+const PORT_MAX: u32 = (1 << 17) - 1;
+
+/// Reads a domid: plain decimal of 16 bits.
+///
+/// # Errors
+/// EINVAL for anything else.
+pub(crate) fn parse_domid(text: &[u8]) -> Result<DomId, Errno> {
+    let domid = decimal(text, u32::from(u16::MAX))?;
+    Ok(DomId::new(u16::try_from(domid).map_err(|_| Errno::EINVAL)?))
+}

@@ -1,0 +1,250 @@
+//! From a request to its answer: the rules that hold for all of them, then the one that was asked for.
+
+use alloc::format;
+
+use crate::answer::Answer;
+use crate::connection::Request;
+use crate::database::{Refusal, Setting, Work, is_database};
+use crate::effects::Effects;
+use crate::features::Features;
+use crate::ids::{ConnId, DomId, TxId};
+use crate::lifecycle::parse_domid;
+use crate::path::{Path, is_relative};
+use crate::privilege::{self, Privileged};
+use crate::quota::{Quota, within};
+use crate::server::Server;
+use crate::transaction::Transaction;
+use crate::watch::Watch;
+use crate::wire::{Errno, Kind, decimal, exactly, one, strings};
+
+impl Server {
+    /// Answers a request: type, privilege and transaction are judged first, in this order (protocol.md section 2).
+    pub(crate) fn answer(&mut self, conn: ConnId, request: &Request) -> Result<Answer, Refusal> {
+        let kind = Kind::from_number(request.header.kind).ok_or(Errno::ENOSYS)?;
+        if matches!(kind, Kind::WatchEvent | Kind::Error | Kind::Restrict) {
+            return Err(Errno::ENOSYS.into());
+        }
+        let subject = self.subject(conn).ok_or(Errno::EIO)?;
+        let privileged = Privileged::grant(subject.privileged);
+        if privilege::is_needed(kind) && privileged.is_none() {
+            return Err(Errno::EACCES.into());
+        }
+        let transaction = match kind {
+            Kind::Watch | Kind::Unwatch => None,
+            _ => TxId::new(request.header.tx_id),
+        };
+        if transaction.is_some_and(|id| !self.has_transaction(conn, id)) {
+            return Err(Errno::ENOENT.into());
+        }
+        let payload = request.payload.as_slice();
+        match (kind, privileged) {
+            _ if is_database(kind) => self.database(conn, transaction, kind, payload),
+            (Kind::Watch, _) => self.watch(conn, payload),
+            (Kind::Unwatch, _) => self.unwatch(conn, payload),
+            (Kind::ResetWatches, _) => Ok(self.reset_watches(conn)),
+            (Kind::TransactionStart, _) => self.start_transaction(conn, transaction),
+            (Kind::TransactionEnd, _) => self.end_transaction(conn, transaction, payload),
+            (Kind::GetDomainPath, _) => domain_path(payload),
+            (Kind::GetFeature, _) => self.get_feature(conn, privileged, payload),
+            (_, Some(token)) => self.answer_toolstack(token, conn, kind, payload),
+            (_, None) => Err(Errno::EACCES.into()),
+        }
+    }
+
+    fn has_transaction(&self, conn: ConnId, id: TxId) -> bool {
+        let connection = self.connections.get(&conn);
+        connection.is_some_and(|connection| connection.transactions.contains_key(&id))
+    }
+
+    /// Runs a request on nodes, in its transaction or on the store itself.
+    fn database(
+        &mut self,
+        conn: ConnId,
+        transaction: Option<TxId>,
+        kind: Kind,
+        payload: &[u8],
+    ) -> Result<Answer, Refusal> {
+        let connection = self.connections.get_mut(&conn).ok_or(Errno::EIO)?;
+        let mut setting = Setting {
+            generation: &mut self.store.generation,
+            domains: &self.domains,
+            quotas: &self.settings.quotas,
+            client: self
+                .domains
+                .alive(connection.incarnation)
+                .ok_or(Errno::EIO)?,
+            home: connection.home,
+            absent: &connection.absent,
+        };
+        if let Some(id) = transaction {
+            let transaction = connection.transactions.get_mut(&id).ok_or(Errno::ENOENT)?;
+            return transaction.execute(&mut setting, kind, payload);
+        }
+        let mut effects = Effects::default();
+        let mut work = Work {
+            setting: &mut setting,
+            tree: &mut self.store.tree,
+            effects: &mut effects,
+            touched: None,
+        };
+        let answer = work.execute(kind, payload)?;
+        self.commit(effects);
+        Ok(answer)
+    }
+
+    fn start_transaction(
+        &mut self,
+        conn: ConnId,
+        transaction: Option<TxId>,
+    ) -> Result<Answer, Refusal> {
+        if transaction.is_some() {
+            return Err(Errno::EBUSY.into());
+        }
+        let limit = self.limit(conn, Quota::Transactions);
+        let connection = self.connections.get_mut(&conn).ok_or(Errno::EIO)?;
+        let open = u64::try_from(connection.transactions.len()).unwrap_or(u64::MAX);
+        if !within(open.saturating_add(1), limit) {
+            return Err(Errno::ENOSPC.into());
+        }
+        let transaction = Transaction::start(&self.store.tree, &self.domains);
+        let id = connection
+            .add_transaction(transaction)
+            .ok_or(Errno::ENOSPC)?;
+        Ok(Answer::Text(format!("{id}")))
+    }
+
+    /// Ends a transaction. All answers but EINVAL and ENOENT do.
+    fn end_transaction(
+        &mut self,
+        conn: ConnId,
+        transaction: Option<TxId>,
+        payload: &[u8],
+    ) -> Result<Answer, Refusal> {
+        let commit = match one(payload)? {
+            b"T" => true,
+            b"F" => false,
+            _ => return Err(Errno::EINVAL.into()),
+        };
+        let connection = self.connections.get_mut(&conn).ok_or(Errno::EIO)?;
+        let id = transaction.ok_or(Errno::ENOENT)?;
+        let mut transaction = connection.transactions.remove(&id).ok_or(Errno::ENOENT)?;
+        if !commit {
+            return Ok(Answer::Done);
+        }
+        let mut setting = Setting {
+            generation: &mut self.store.generation,
+            domains: &self.domains,
+            quotas: &self.settings.quotas,
+            client: self
+                .domains
+                .alive(connection.incarnation)
+                .ok_or(Errno::EIO)?,
+            home: connection.home,
+            absent: &connection.absent,
+        };
+        match transaction.commit(&mut setting, &mut self.store.tree) {
+            Ok(effects) => self.commit(effects),
+            Err(wait @ Refusal::Wait(_)) => {
+                connection.transactions.insert(id, transaction);
+                return Err(wait);
+            }
+            Err(refusal) => return Err(refusal),
+        }
+        Ok(Answer::Done)
+    }
+
+    fn watch(&mut self, conn: ConnId, payload: &[u8]) -> Result<Answer, Refusal> {
+        let mut rest = strings(payload);
+        let written = rest.next().ok_or(Errno::EINVAL)?;
+        let token = rest.next().ok_or(Errno::EINVAL)?;
+        let depth = match (rest.next(), rest.next()) {
+            (None, _) => None,
+            (Some(depth), None) if self.has_feature(conn, Features::WATCH_DEPTH) => {
+                Some(decimal(depth, u32::MAX)?)
+            }
+            _ => return Err(Errno::EINVAL.into()),
+        };
+        let path = self.any_path(conn, written)?;
+        let watch = Watch {
+            connection: conn,
+            relative_to: is_relative(written).then_some(self.home(conn)?),
+            path,
+            token: token.into(),
+            depth,
+        };
+        self.add_watch(watch)?;
+        Ok(Answer::Done)
+    }
+
+    fn add_watch(&mut self, watch: Watch) -> Result<(), Errno> {
+        let conn = watch.connection;
+        let (count, memory) = (
+            self.limit(conn, Quota::Watches),
+            self.limit(conn, Quota::Memory),
+        );
+        let domain = self.client(conn).ok_or(Errno::EIO)?;
+        let bytes = watch.footprint();
+        if self.watches.has(&watch) {
+            return Err(Errno::EEXIST);
+        }
+        if !within(domain.usage.watches.saturating_add(1), count) {
+            return Err(Errno::ENOSPC);
+        }
+        if !within(domain.usage.memory().saturating_add(bytes), memory) {
+            return Err(Errno::ENOMEM);
+        }
+        let connection = self.connections.get_mut(&conn).ok_or(Errno::EIO)?;
+        connection.watches = connection.watches.saturating_add(1);
+        connection.watch_bytes = connection.watch_bytes.saturating_add(bytes);
+        self.fresh_watch = Some(self.watches.add(watch));
+        Ok(())
+    }
+
+    fn unwatch(&mut self, conn: ConnId, payload: &[u8]) -> Result<Answer, Refusal> {
+        let [written, token] = exactly(payload)?;
+        let path = self.any_path(conn, written)?;
+        let (id, watch) = self
+            .watches
+            .remove(conn, &path, token)
+            .ok_or(Errno::ENOENT)?;
+        if let Some(connection) = self.connections.get_mut(&conn) {
+            connection.watches = connection.watches.saturating_sub(1);
+            connection.watch_bytes = connection.watch_bytes.saturating_sub(watch.footprint());
+            connection.lost.remove(&id);
+        }
+        self.drop_events(conn, |of, _| of == id);
+        Ok(Answer::Done)
+    }
+
+    /// Drops watches and transactions, also the one that the request itself may name. Events that wait stay.
+    fn reset_watches(&mut self, conn: ConnId) -> Answer {
+        self.watches.remove_all(conn);
+        if let Some(connection) = self.connections.get_mut(&conn) {
+            connection.transactions.clear();
+            connection.lost.clear();
+            (connection.watches, connection.watch_bytes) = (0, 0);
+        }
+        Answer::Done
+    }
+
+    fn any_path(&self, conn: ConnId, written: &[u8]) -> Result<Path, Errno> {
+        Path::parse(written, self.home(conn)?, self.limit(conn, Quota::PathMax))
+    }
+
+    fn home(&self, conn: ConnId) -> Result<DomId, Errno> {
+        let connection = self.connections.get(&conn);
+        connection
+            .map(|connection| connection.home)
+            .ok_or(Errno::EIO)
+    }
+
+    fn has_feature(&self, conn: ConnId, feature: Features) -> bool {
+        self.client(conn)
+            .is_some_and(|domain| domain.features.has(feature))
+    }
+}
+
+fn domain_path(payload: &[u8]) -> Result<Answer, Refusal> {
+    let domid = parse_domid(one(payload)?)?;
+    Ok(Answer::Text(format!("{}", Path::home(domid))))
+}

@@ -1,0 +1,141 @@
+//! What the store holds now, and the one place where a change becomes part of it.
+
+use alloc::collections::BTreeMap;
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+
+use crate::acl::{Acl, Entry, Holder, Incarnation, Letter};
+use crate::domain::{Domains, Usage};
+use crate::effects::{Charge, Editor, Effects, footprint_of};
+use crate::ids::Generation;
+use crate::path::Path;
+use crate::server::Server;
+use crate::tree::{Node, Tree, Value, visit};
+
+/// Told when a domain is introduced.
+pub(crate) const INTRODUCE_DOMAIN: &str = "@introduceDomain";
+/// Told when a domain shuts down, and again when it is no more.
+pub(crate) const RELEASE_DOMAIN: &str = "@releaseDomain";
+
+/// The committed nodes.
+pub(crate) struct Store {
+    pub(crate) tree: Tree,
+    pub(crate) generation: Generation,
+}
+
+impl Store {
+    /// The root and the special names (protocol.md section 5.5): the privileged domain's; every guest may hear of releases.
+    pub(crate) fn new(owner: Incarnation) -> Self {
+        let mut tree = Tree::new(owner);
+        let everyone = Entry {
+            letter: Letter::Read,
+            holder: Holder::Any,
+        };
+        let special = |listed| {
+            Node::new(
+                Value::default(),
+                Rc::new(Acl::new(owner, Letter::None, listed)),
+                Generation(0),
+            )
+        };
+        tree.insert_special(INTRODUCE_DOMAIN, special(Vec::new()));
+        tree.insert_special(RELEASE_DOMAIN, special(Vec::from([everyone])));
+        Self {
+            tree,
+            generation: Generation(0),
+        }
+    }
+
+    /// What changes the tree.
+    pub(crate) fn edit<'a>(&'a mut self, effects: &'a mut Effects) -> Editor<'a> {
+        Editor {
+            tree: &mut self.tree,
+            effects,
+            generation: &mut self.generation,
+        }
+    }
+}
+
+impl Server {
+    /// Takes the effects of a change that the store's tree has: the ledger first, then the watchers.
+    pub(crate) fn commit(&mut self, mut effects: Effects) {
+        let exact = post(&mut self.domains, &mut effects);
+        if !exact {
+            log::error!("accounts were wrong and are counted again");
+            self.recount();
+        }
+        self.tell(effects.changes());
+    }
+
+    /// Sets every account to what a walk over the tree finds.
+    fn recount(&mut self) {
+        let found = count(&self.store.tree);
+        for domain in self.domains.iter_mut() {
+            let charge = found.get(&domain.incarnation).copied().unwrap_or_default();
+            domain.usage.nodes = charge.nodes.unsigned_abs();
+            domain.usage.node_bytes = charge.bytes.unsigned_abs();
+        }
+    }
+
+    /// The domains whose account is not what a walk over the tree finds: none, ever.
+    pub(crate) fn miscounted(&self) -> Vec<Incarnation> {
+        let found = count(&self.store.tree);
+        let wrong = |incarnation: Incarnation, usage: &Usage| {
+            let charge = found.get(&incarnation).copied().unwrap_or_default();
+            (usage.nodes, usage.node_bytes)
+                != (charge.nodes.unsigned_abs(), charge.bytes.unsigned_abs())
+        };
+        self.domains
+            .iter()
+            .filter(|domain| wrong(domain.incarnation, &domain.usage))
+            .map(|domain| domain.incarnation)
+            .collect()
+    }
+
+    /// `/tool/xenstored`, where tools look for the server (protocol.md section 5.5).
+    pub(crate) fn with_first_nodes(mut self) -> Self {
+        let mut effects = Effects::default();
+        let acl = Rc::clone(&self.store.tree.root().acl);
+        for path in ["/tool", "/tool/xenstored"] {
+            let mut edit = self.store.edit(&mut effects);
+            edit.create(&Path::known(path), Value::default(), Rc::clone(&acl), true);
+        }
+        self.commit(effects);
+        self.recount();
+        self
+    }
+}
+
+/// Posts the charges and estates to the domains' accounts; `false` if an account would fall below zero.
+fn post(domains: &mut Domains, effects: &mut Effects) -> bool {
+    let mut exact = true;
+    for (owner, charge) in effects.charges() {
+        if let Some(domain) = domains.alive_mut(owner) {
+            let nodes = domain.usage.nodes.checked_add_signed(charge.nodes);
+            let bytes = domain.usage.node_bytes.checked_add_signed(charge.bytes);
+            exact &= nodes.is_some() && bytes.is_some();
+            domain.usage.nodes = nodes.unwrap_or_default();
+            domain.usage.node_bytes = bytes.unwrap_or_default();
+        }
+    }
+    for transfer in effects.transfers() {
+        if let Some(domain) = domains.alive_mut(transfer.owner) {
+            if transfer.gained {
+                domain.estates.insert(transfer.path);
+            } else {
+                domain.estates.remove(&transfer.path);
+            }
+        }
+    }
+    exact
+}
+
+fn count(tree: &Tree) -> BTreeMap<Incarnation, Charge> {
+    let mut found: BTreeMap<Incarnation, Charge> = BTreeMap::new();
+    visit(&Path::known("/"), tree.root(), |path, node, _| {
+        let charge = found.entry(node.acl.owner()).or_default();
+        charge.nodes = charge.nodes.saturating_add(1);
+        charge.bytes = charge.bytes.saturating_add(footprint_of(path, node));
+    });
+    found
+}

@@ -1,0 +1,24 @@
+//! Time as the host tells it: the store itself owns no clock.
+
+use core::time::Duration;
+
+/// A moment in nanoseconds since some fixed start; the host's system time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Instant(pub u64);
+
+impl Instant {
+    /// This moment plus `duration`, at most the end of time.
+    #[must_use]
+    pub fn after(self, duration: Duration) -> Self {
+        Self(
+            self.0
+                .saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)),
+        )
+    }
+
+    /// How long ago `earlier` was; zero if the clock went back.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+}

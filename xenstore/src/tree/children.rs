@@ -1,0 +1,123 @@
+//! The children of a node: listed in the order of their creation, found by name, alike cheap for ten and for a hundred thousand.
+
+use alloc::rc::Rc;
+
+use super::Node;
+use super::map::{Map, Weigh};
+
+/// Up to this many children are found by looking through the list; more have an index.
+const LISTED_MAX: usize = 16;
+
+#[derive(Clone, Default)]
+pub(crate) struct Children {
+    by_age: Map<Age, Child>,
+    by_name: Map<Rc<str>, Age>,
+    next: u64,
+}
+
+/// When a child was created, among its siblings.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Age(u64);
+
+#[derive(Clone)]
+struct Child {
+    name: Rc<str>,
+    node: Rc<Node>,
+}
+
+impl Weigh for Child {
+    fn weight(&self) -> usize {
+        listed_size(&self.name)
+    }
+}
+
+impl Weigh for Age {
+    fn weight(&self) -> usize {
+        0
+    }
+}
+
+/// Bytes of a name in its parent's child list: the name and a NUL.
+pub(crate) fn listed_size(name: &str) -> usize {
+    name.len().saturating_add(1)
+}
+
+impl Children {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.by_age.is_empty()
+    }
+
+    /// Bytes of the list of names, each with its NUL.
+    pub(crate) fn list_size(&self) -> usize {
+        self.by_age.weight()
+    }
+
+    /// The names in order of creation.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.iter().map(|(name, _)| name)
+    }
+
+    /// The names from the one that holds byte `offset` of the list on, and how far into that one the offset lies.
+    pub(crate) fn names_from(&self, offset: usize) -> (impl Iterator<Item = &str>, usize) {
+        let (entries, within) = self.by_age.iter_from(offset);
+        (entries.map(|(_, child)| &*child.name), within)
+    }
+
+    /// The children in order of creation.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Rc<Node>)> {
+        self.by_age
+            .iter()
+            .map(|(_, child)| (&*child.name, &child.node))
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<&Rc<Node>> {
+        self.by_age.get(&self.age(name)?).map(|child| &child.node)
+    }
+
+    pub(super) fn get_mut(&mut self, name: &str) -> Option<&mut Rc<Node>> {
+        let age = self.age(name)?;
+        self.by_age.get_mut(&age).map(|child| &mut child.node)
+    }
+
+    /// Adds a child as the youngest. A child that has the name already is replaced.
+    pub(super) fn insert(&mut self, name: &str, node: Rc<Node>) {
+        self.remove(name);
+        let age = Age(self.next);
+        self.next = self.next.wrapping_add(1);
+        let name: Rc<str> = name.into();
+        if self.is_indexed() {
+            self.by_name.insert(Rc::clone(&name), age);
+        }
+        self.by_age.insert(age, Child { name, node });
+        if self.by_age.len() > LISTED_MAX && !self.is_indexed() {
+            for (age, child) in self.by_age.iter() {
+                self.by_name.insert(Rc::clone(&child.name), *age);
+            }
+        }
+    }
+
+    pub(super) fn remove(&mut self, name: &str) -> Option<Rc<Node>> {
+        let age = self.age(name)?;
+        self.by_name.remove(name);
+        self.by_age.remove(&age).map(|child| child.node)
+    }
+
+    /// Takes all children out; `each` gets those that no other tree shares.
+    pub(super) fn dismantle(&mut self, mut each: impl FnMut(Rc<Node>)) {
+        self.by_age.dismantle(|child| each(child.node));
+    }
+
+    fn is_indexed(&self) -> bool {
+        !self.by_name.is_empty()
+    }
+
+    fn age(&self, name: &str) -> Option<Age> {
+        if self.is_indexed() {
+            return self.by_name.get(name).copied();
+        }
+        self.by_age
+            .iter()
+            .find(|(_, child)| &*child.name == name)
+            .map(|(age, _)| *age)
+    }
+}

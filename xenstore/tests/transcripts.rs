@@ -1,0 +1,118 @@
+//! Plays every text in `transcripts/` on the core: `Server` between byte queues, with domains from a table.
+
+mod machine;
+mod transcript;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use machine::Machine;
+use transcript::Host;
+use transcript::message::Message;
+use transcript::run::play;
+use transcript::syntax::{Directive, Need, parse};
+use xenstore::{DomId, Settings};
+
+/// The domain that the store itself runs in, in every text.
+const STORE: u16 = 31;
+
+#[test]
+fn the_core_answers_as_the_transcripts_say() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts");
+    let wanted = std::env::var("TRANSCRIPT").unwrap_or_default();
+    let mut files: Vec<_> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "txt"))
+        .filter(|path| path.to_string_lossy().contains(&wanted))
+        .collect();
+    files.sort();
+    let (mut played, mut left_out, mut failures) = (0, 0, Vec::new());
+    for path in files {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let cases = parse(&text).unwrap_or_else(|why| panic!("{name}:{why}"));
+        let report = play(&name, &cases, Core::new);
+        played += report.played;
+        left_out += report.left_out;
+        failures.extend(report.failures);
+    }
+    println!("{played} cases played, {left_out} left out");
+    let count = failures.len();
+    assert!(
+        failures.is_empty(),
+        "{count} of {played} cases failed\n\n{}",
+        failures.join("\n\n")
+    );
+    assert!(played > 0, "no transcripts found");
+}
+
+/// The core as a transcript's host.
+struct Core {
+    machine: Machine,
+    /// Bytes that came and are no whole message yet.
+    partial: BTreeMap<u16, Vec<u8>>,
+}
+
+impl Core {
+    fn new() -> Self {
+        let settings = Settings::new(DomId::new(0), DomId::new(STORE));
+        Self {
+            machine: Machine::new(settings),
+            partial: BTreeMap::new(),
+        }
+    }
+}
+
+impl Host for Core {
+    fn supports(&self, need: Need) -> bool {
+        match need {
+            Need::Domains | Need::FreshServer | Need::Clock | Need::Unread | Need::Ring => true,
+        }
+    }
+
+    fn direct(&mut self, directive: &Directive) -> Result<(), String> {
+        let machine = &mut self.machine;
+        if let Directive::Die(domids) = directive {
+            domids
+                .iter()
+                .for_each(|domid| drop(self.partial.remove(domid)));
+        }
+        match directive {
+            Directive::Exists(domid) => machine.create(*domid, true),
+            Directive::ExistsWithoutRing(domid) => machine.create(*domid, false),
+            Directive::Vanishes(domid) => drop(machine.vanish(*domid)),
+            Directive::StartsConnected(domid) => {
+                machine.create(*domid, true);
+                machine.open(*domid);
+            }
+            Directive::ShutDown(domids) => machine.shut_down(domids),
+            Directive::Die(domids) => machine.die(domids),
+            Directive::Reconnects(domid) => machine.reconnect(*domid),
+            Directive::BreaksRing(domid) => machine.break_ring(*domid),
+            Directive::StopsReading(domid) => machine.set_reading(*domid, false),
+            Directive::ReadsAgain(domid) => machine.set_reading(*domid, true),
+            Directive::TimePasses(milliseconds) => machine.pass(*milliseconds),
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, domid: u16, bytes: &[u8]) -> Result<(), String> {
+        self.machine.pump();
+        if self.machine.send(domid, bytes) {
+            Ok(())
+        } else {
+            Err(format!("d{domid} has no connection"))
+        }
+    }
+
+    fn receive(&mut self, domid: u16) -> Result<Option<Message>, String> {
+        let bytes = self.partial.entry(domid).or_default();
+        bytes.extend(self.machine.receive(domid));
+        Message::take_from(bytes)
+    }
+
+    fn is_stopped(&mut self, domid: u16) -> bool {
+        self.machine.is_stopped(domid)
+    }
+}
