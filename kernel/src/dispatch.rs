@@ -1,0 +1,458 @@
+//! The one place that joins Xen and the store: ports become links, links' bytes become requests, the store's wishes become hypercalls.
+//!
+//! A turn is a few rounds and ends by sending the events that it owes, one for each link at most. A round: collect pending ports; give
+//! every link with credit one look, the privileged domain's first; collect again and deal with ended domains; let the store run; do
+//! what it asks for. Ended domains come *between* reading requests and running them: Xen raises its interrupt before a domid can be
+//! used again, so a request that speaks of the new domain is never run while the old one is still known (hostility.md R13).
+
+use core::fmt;
+
+use log::{debug, error, info, warn};
+use xenstore::{
+    Action, ConnId, DomId, DomainEvent, Errno, EvtchnPort, Features, GrantRef, Identity, Instant,
+    Outcome, Progress, ProtocolFault, Server, UniqueId,
+};
+
+use crate::config::Config;
+use crate::domains::DomainPoll;
+use crate::link::{Link, Links};
+use crate::ring::{ErrorWord, RING_BYTES, Ring, RingFault};
+use crate::spell::Spell;
+use crate::sweep::Sweep;
+use crate::xen::{Page, PendingPorts, Xen, XenError};
+
+/// Rounds before the events owed are sent, even if there is more to do.
+const ROUNDS_A_TURN: u32 = 8;
+/// Links looked at in a round besides the privileged domain's, which so waits for no more than these.
+const LINKS_A_ROUND: usize = 32;
+/// Wishes of the store fulfilled in a round.
+const ACTIONS_A_ROUND: u32 = 32;
+/// What the store may spend in a round, in its units of cost: a small request is one.
+const COST_A_ROUND: u32 = 256;
+
+/// The store at work in a machine.
+pub struct Dispatcher<X: Xen> {
+    xen: X,
+    server: Server,
+    links: Links<X::Page>,
+    domains: DomainPoll,
+    ring_scan: Sweep<DomId>,
+    pending: PendingPorts,
+    leaks: Spell,
+}
+
+impl<X: Xen> Dispatcher<X> {
+    /// Connects the privileged domain, whose first requests may be in its ring already.
+    ///
+    /// # Errors
+    /// Its ring or its port cannot be had: nobody could be served.
+    pub fn start(
+        mut xen: X,
+        server: Server,
+        privileged: DomId,
+        config: &Config,
+    ) -> Result<Self, StartError> {
+        let domains = DomainPoll::start(&mut xen);
+        let mut dispatcher = Self {
+            links: Links::new(privileged),
+            ring_scan: Sweep::new(config.ring_scan, xen.now()),
+            pending: PendingPorts::default(),
+            leaks: Spell::default(),
+            xen,
+            server,
+            domains,
+        };
+        dispatcher.open(privileged, config.event)?;
+        Ok(dispatcher)
+    }
+
+    /// Serves until nothing is left to do or the turn is over; in the second case there should be another turn at once.
+    pub fn turn(&mut self) -> Progress {
+        let mut progress = Progress::More;
+        for _ in 0..ROUNDS_A_TURN {
+            progress = self.round();
+            if progress == Progress::Idle {
+                break;
+            }
+        }
+        for port in self.links.take_owed() {
+            self.xen.notify(port);
+        }
+        progress
+    }
+
+    /// Sleeps until there may be something to do.
+    pub fn sleep(&mut self) {
+        let deadlines = [
+            self.server.poll_timeout(),
+            self.ring_scan.deadline(),
+            self.domains.deadline(),
+        ];
+        self.xen.wait(deadlines.into_iter().flatten().min());
+    }
+
+    fn round(&mut self) -> Progress {
+        let now = self.xen.now();
+        self.tick(now);
+        self.collect();
+        for domid in self.links.take_round(LINKS_A_ROUND) {
+            self.look_at(domid, now);
+        }
+        self.collect();
+        self.bury();
+        let ran = self.server.run(now, COST_A_ROUND);
+        let acted = self.act();
+        while let Some(conn) = self.server.poll_ready() {
+            if let Some(domid) = self.links.with_conn(conn) {
+                self.links.grant(domid);
+            }
+        }
+        if acted || self.links.any_ready() {
+            Progress::More
+        } else {
+            ran
+        }
+    }
+
+    /// Does what only time asks for.
+    fn tick(&mut self, now: Instant) {
+        if self.server.poll_timeout().is_some_and(|due| due <= now) {
+            self.server.handle_timeout(now);
+        }
+        for domid in self.ring_scan.due(now, || self.links.domids()) {
+            self.links.grant(domid);
+        }
+    }
+
+    fn collect(&mut self) {
+        self.xen.collect(&mut self.pending);
+        while let Some(port) = self.pending.take() {
+            match self.links.with_port(port) {
+                Some(domid) => self.links.grant(domid),
+                None => self.domains.hint(port),
+            }
+        }
+    }
+}
+
+/// Bytes: one look at one link.
+impl<X: Xen> Dispatcher<X> {
+    fn look_at(&mut self, domid: DomId, now: Instant) {
+        let Some(link) = self.links.get_mut(domid) else {
+            return;
+        };
+        if link.offers(Features::RECONNECTION) && link.ring.reconnect_requested() {
+            self.server.reset(link.conn);
+            link.ring.reset();
+            link.stopped = false;
+            self.links.owe_event(domid);
+        } else if !link.stopped {
+            match transfer(link, &mut self.server) {
+                Ok(0) => {}
+                Ok(_) => {
+                    self.links.owe_event(domid);
+                    self.links.grant(domid);
+                }
+                Err(fault) => self.stop(domid, fault, now),
+            }
+        }
+    }
+
+    /// Ends a connection that is beyond repair. Its domain stays introduced (hostility.md R15) and may ask for a new connection.
+    fn stop(&mut self, domid: DomId, fault: LinkFault, now: Instant) {
+        let Some(link) = self.links.get_mut(domid) else {
+            return;
+        };
+        link.stopped = true;
+        let word = match fault {
+            LinkFault::Ring => {
+                self.server.stop(link.conn);
+                ErrorWord::RingIndex
+            }
+            LinkFault::Protocol => ErrorWord::Protocol,
+        };
+        if link.offers(Features::ERROR) {
+            link.ring.fail(word);
+        }
+        if let Some(untold) = link.faults.count(now) {
+            warn!("domain {domid}: {fault}, connection stopped{untold}");
+        }
+        self.links.owe_event(domid);
+    }
+}
+
+/// Moves what can be moved, about one ring full each way at most, and answers how many bytes that was.
+fn transfer<P: Page>(link: &Link<P>, server: &mut Server) -> Result<usize, LinkFault> {
+    let mut sent = 0;
+    while sent < RING_BYTES {
+        let output = server.poll_output(link.conn);
+        let n = match output {
+            [] => 0,
+            bytes => link.ring.drain(bytes)?,
+        };
+        if n == 0 {
+            break;
+        }
+        server.consume_output(link.conn, n);
+        sent += n;
+    }
+    let mut refusal = None;
+    let taken = link.ring.fill(|bytes| {
+        server
+            .handle_bytes(link.conn, bytes)
+            .unwrap_or_else(|fault| {
+                refusal = Some(fault);
+                0
+            })
+    })?;
+    match refusal {
+        Some(fault) => Err(fault.into()),
+        None => Ok(sent + taken),
+    }
+}
+
+/// What ends a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LinkFault {
+    Ring,
+    Protocol,
+}
+
+impl From<RingFault> for LinkFault {
+    fn from(_: RingFault) -> Self {
+        Self::Ring
+    }
+}
+
+impl From<ProtocolFault> for LinkFault {
+    fn from(_: ProtocolFault) -> Self {
+        Self::Protocol
+    }
+}
+
+impl fmt::Display for LinkFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ring => "impossible ring indices",
+            Self::Protocol => "request too long",
+        })
+    }
+}
+
+/// Domains: their links come and go.
+impl<X: Xen> Dispatcher<X> {
+    /// Lets go of domains that ended, and tells the store of these and of those that shut down.
+    fn bury(&mut self) {
+        let events = self
+            .domains
+            .poll(&mut self.xen, self.server.known_domains());
+        for event in &events {
+            let &DomainEvent::Dead(identity) = event else {
+                continue;
+            };
+            let domid = identity.domid;
+            info!("domain {domid} is dead");
+            if self
+                .links
+                .get_mut(domid)
+                .is_some_and(|link| link.identity == identity)
+            {
+                self.disconnect(domid);
+            }
+        }
+        if !events.is_empty() {
+            self.server.handle_domains(&events);
+        }
+    }
+
+    /// Fulfils the store's wishes, and answers whether there were any.
+    fn act(&mut self) -> bool {
+        for done in 0..ACTIONS_A_ROUND {
+            let Some(action) = self.server.poll_action() else {
+                return done > 0;
+            };
+            match action {
+                Action::Connect {
+                    ticket,
+                    conn,
+                    domid,
+                    port,
+                } => {
+                    let outcome = match self.connect(conn, domid, port) {
+                        Ok(identity) => Outcome::Connected(identity),
+                        Err(error) => {
+                            warn!("domain {domid}: cannot be introduced: {error}");
+                            Outcome::Refused(Errno::EINVAL)
+                        }
+                    };
+                    self.server.handle_completed(ticket, outcome);
+                }
+                Action::Disconnect { domid } => self.disconnect(domid),
+                Action::Identify { ticket, domid } => {
+                    let outcome = match self.xen.domain(domid) {
+                        Ok(info) => Outcome::Identified(info.map(|info| info.identity)),
+                        Err(_) => Outcome::Refused(Errno::EIO),
+                    };
+                    self.server.handle_completed(ticket, outcome);
+                }
+            }
+        }
+        true
+    }
+
+    /// Takes up a ring that is in use already, as it is.
+    fn open(&mut self, domid: DomId, port: EvtchnPort) -> Result<(), StartError> {
+        let page = self
+            .xen
+            .map(domid, GrantRef::XENSTORE)
+            .map_err(|error| StartError::Map(domid, error))?;
+        let local = self
+            .xen
+            .bind(domid, port)
+            .map_err(|error| StartError::Bind(domid, port, error))?;
+        let unique = match self.xen.domain(domid) {
+            Ok(info) => info.map(|info| info.identity.unique),
+            Err(error) => {
+                error!("Xen does not tell the state of domains ({error}): no death is noticed");
+                None
+            }
+        };
+        let identity = Identity {
+            domid,
+            unique: unique.unwrap_or(UniqueId(0)),
+        };
+        let ring = Ring::new(page);
+        let features = self.server.features(domid);
+        let conn = self.server.open_domain(identity);
+        ring.offer(features);
+        ring.welcome();
+        self.links
+            .insert(Link::new(identity, conn, local, ring, features));
+        info!("domain {domid} connected, port {}", port.0);
+        Ok(())
+    }
+
+    /// INTRODUCE (protocol.md 7.2): connects a domain's ring, or connects it anew. A failure leaves it without a link.
+    fn connect(
+        &mut self,
+        conn: ConnId,
+        domid: DomId,
+        port: EvtchnPort,
+    ) -> Result<Identity, ConnectError> {
+        let (identity, ring) = self.take_ring(domid)?;
+        let port = ring.evtchn_port().unwrap_or(port);
+        let local = match self.xen.bind(domid, port) {
+            Ok(local) => local,
+            Err(error) => {
+                self.unmap(domid, ring);
+                return Err(ConnectError::Bind(port, error));
+            }
+        };
+        let features = self.server.features(domid);
+        ring.offer(features);
+        ring.reset();
+        self.links
+            .insert(Link::new(identity, conn, local, ring, features));
+        debug!("domain {domid}: connected, port {}", port.0);
+        Ok(identity)
+    }
+
+    /// The mapped ring of whoever has `domid` now. An old link ends; its mapping is kept if it is the same domain's.
+    fn take_ring(&mut self, domid: DomId) -> Result<(Identity, Ring<X::Page>), ConnectError> {
+        if let Some(old) = self.links.remove(domid) {
+            self.xen.close(old.port);
+            if self.living(domid) == Ok(old.identity) {
+                return Ok((old.identity, old.ring));
+            }
+            self.unmap(domid, old.ring);
+        }
+        let page = self
+            .xen
+            .map(domid, GrantRef::XENSTORE)
+            .map_err(ConnectError::Map)?;
+        let ring = Ring::new(page);
+        // Asked for only now: while its page is mapped, no other domain can take its id.
+        match self.living(domid) {
+            Ok(identity) => Ok((identity, ring)),
+            Err(error) => {
+                self.unmap(domid, ring);
+                Err(error)
+            }
+        }
+    }
+
+    fn living(&mut self, domid: DomId) -> Result<Identity, ConnectError> {
+        match self.xen.domain(domid) {
+            Ok(Some(info)) if !info.dying => Ok(info.identity),
+            Ok(_) => Err(ConnectError::Gone),
+            Err(error) => Err(ConnectError::Unknown(error)),
+        }
+    }
+
+    fn disconnect(&mut self, domid: DomId) {
+        if let Some(link) = self.links.remove(domid) {
+            self.xen.close(link.port);
+            self.unmap(domid, link.ring);
+        }
+    }
+
+    fn unmap(&mut self, domid: DomId, ring: Ring<X::Page>) {
+        if let Err(error) = self.xen.unmap(ring.into_page())
+            && let Some(untold) = self.leaks.count(self.xen.now())
+        {
+            error!("domain {domid}: its ring cannot be unmapped ({error}){untold}");
+        }
+    }
+}
+
+/// Why nobody can be served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartError {
+    /// The privileged domain's ring cannot be mapped.
+    Map(DomId, XenError),
+    /// Its port cannot be bound.
+    Bind(DomId, EvtchnPort, XenError),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Map(domid, error) => {
+                write!(
+                    f,
+                    "cannot map the ring that domain {domid} granted as reference 1: {error}"
+                )
+            }
+            Self::Bind(domid, port, error) => {
+                write!(
+                    f,
+                    "cannot bind port {} of domain {domid}, which --event names: {error}",
+                    port.0
+                )
+            }
+        }
+    }
+}
+
+/// Why a domain cannot be introduced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ConnectError {
+    Gone,
+    Unknown(XenError),
+    Map(XenError),
+    Bind(EvtchnPort, XenError),
+}
+
+impl fmt::Display for ConnectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gone => f.write_str("there is no such domain, or it is dying"),
+            Self::Unknown(error) => write!(f, "its state is not told: {error}"),
+            Self::Map(error) => write!(f, "its ring cannot be mapped: {error}"),
+            Self::Bind(port, error) => write!(f, "its port {} cannot be bound: {error}", port.0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

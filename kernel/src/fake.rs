@@ -1,0 +1,408 @@
+//! A machine in memory: the dispatcher runs over it in tests and in a simulated host exactly as over Xen.
+//!
+//! [`FakeXen`] is a handle; the dispatcher has one, the test keeps another and plays the guests, the toolstack and the faults. It
+//! gives no more than Xen guarantees: ports are reused at once, a domain's page stays while it is mapped, time only moves when told.
+
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::rc::Rc;
+use alloc::vec;
+use core::cell::{Cell, RefCell};
+use core::time::Duration;
+
+use xenstore::{DomId, EvtchnPort, GrantRef, Identity, Instant, UniqueId};
+
+use crate::xen::{
+    Clock, DomainInfo, Domains, Events, Grants, LocalPort, MAX_PORTS, Page, PendingPorts, XenError,
+};
+
+/// The machine. Clones are the same machine.
+#[derive(Clone, Default)]
+pub struct FakeXen(Rc<RefCell<World>>);
+
+#[derive(Default)]
+struct World {
+    now: Instant,
+    next_unique: u128,
+    domains: BTreeMap<DomId, Domain>,
+    locals: BTreeMap<LocalPort, Local>,
+    pending: BTreeSet<LocalPort>,
+    mapped: usize,
+    refused: BTreeMap<Call, XenError>,
+    loses_domain_exceptions: bool,
+    collections: u64,
+    interludes: BTreeMap<u64, Box<dyn FnOnce()>>,
+}
+
+struct Domain {
+    info: DomainInfo,
+    page: FakePage,
+    ports: BTreeMap<EvtchnPort, Remote>,
+}
+
+/// The guest's end of a channel.
+#[derive(Default)]
+struct Remote {
+    peer: Option<LocalPort>,
+    sent_unbound: bool,
+    received: u32,
+}
+
+/// Our end of one.
+enum Local {
+    Interdomain(Identity, EvtchnPort),
+    DomainException,
+}
+
+/// What the machine can be told to refuse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Call {
+    /// [`Grants::map`]
+    Map,
+    /// [`Grants::unmap`]
+    Unmap,
+    /// [`Events::bind`]
+    Bind,
+    /// [`Events::bind_domain_exception`]
+    BindDomainException,
+    /// [`Domains::domain`]
+    Domain,
+}
+
+/// `GNTST_bad_domain` (grant_table.h), as a positive number.
+const BAD_DOMAIN: XenError = XenError(2);
+/// `GNTST_bad_gntref`.
+const BAD_GRANT: XenError = XenError(3);
+/// `EINVAL`.
+const INVALID: XenError = XenError(22);
+/// `ENOSPC`.
+const NO_SPACE: XenError = XenError(28);
+
+/// The toolstack's and the hypervisor's side.
+impl FakeXen {
+    /// Builds a domain that granted a zeroed page for its ring; one that had the id before is gone.
+    pub fn create(&self, domid: DomId) -> Identity {
+        self.destroy(domid);
+        let world = &mut *self.0.borrow_mut();
+        world.next_unique += 1;
+        let identity = Identity {
+            domid,
+            unique: UniqueId(world.next_unique),
+        };
+        let domain = Domain {
+            info: DomainInfo {
+                identity,
+                shutdown: false,
+                dying: false,
+                dead: false,
+            },
+            page: FakePage::default(),
+            ports: BTreeMap::new(),
+        };
+        world.domains.insert(domid, domain);
+        identity
+    }
+
+    /// Changes what Xen says of a domain, and raises the virtual interrupt.
+    pub fn change(&self, domid: DomId, change: impl FnOnce(&mut DomainInfo)) {
+        let world = &mut *self.0.borrow_mut();
+        if let Some(domain) = world.domains.get_mut(&domid) {
+            change(&mut domain.info);
+        }
+        world.raise_domain_exception();
+    }
+
+    /// Ends a domain, and raises the virtual interrupt.
+    pub fn destroy(&self, domid: DomId) {
+        let world = &mut *self.0.borrow_mut();
+        if world.domains.remove(&domid).is_some() {
+            world.raise_domain_exception();
+        }
+    }
+
+    /// Gives a domain an unbound port that we may bind.
+    pub fn allocate_port(&self, domid: DomId) -> EvtchnPort {
+        let world = &mut *self.0.borrow_mut();
+        let Some(domain) = world.domains.get_mut(&domid) else {
+            return EvtchnPort(0);
+        };
+        let last = domain.ports.last_key_value().map_or(0, |(port, _)| port.0);
+        let port = EvtchnPort(last.saturating_add(1));
+        domain.ports.insert(port, Remote::default());
+        port
+    }
+
+    /// Makes `call` fail from now on, or work again.
+    pub fn refuse(&self, call: Call, error: Option<XenError>) {
+        let refused = &mut self.0.borrow_mut().refused;
+        match error {
+            Some(error) => refused.insert(call, error),
+            None => refused.remove(&call),
+        };
+    }
+
+    /// Lets the virtual interrupt be lost from now on, or not.
+    pub fn lose_domain_exceptions(&self, lost: bool) {
+        self.0.borrow_mut().loses_domain_exceptions = lost;
+    }
+
+    /// Has `interlude` happen right after the `n`th collection of pending ports from now; the next one is the first.
+    pub fn after_collection(&self, n: u64, interlude: impl FnOnce() + 'static) {
+        let world = &mut *self.0.borrow_mut();
+        let at = world.collections.saturating_add(n);
+        world.interludes.insert(at, Box::new(interlude));
+    }
+
+    /// What time it is.
+    #[must_use]
+    pub fn time(&self) -> Instant {
+        self.0.borrow().now
+    }
+
+    /// Lets time pass.
+    pub fn advance(&self, duration: Duration) {
+        let now = &mut self.0.borrow_mut().now;
+        *now = now.after(duration);
+    }
+
+    /// How many pages we hold mapped.
+    #[must_use]
+    pub fn mapped(&self) -> usize {
+        self.0.borrow().mapped
+    }
+
+    /// How many channels to other domains we hold bound.
+    #[must_use]
+    pub fn bound(&self) -> usize {
+        let locals = &self.0.borrow().locals;
+        locals
+            .values()
+            .filter(|local| matches!(local, Local::Interdomain(..)))
+            .count()
+    }
+}
+
+/// A guest's side.
+impl FakeXen {
+    /// The domain's own view of its ring page.
+    #[must_use]
+    pub fn page(&self, domid: DomId) -> FakePage {
+        let world = self.0.borrow();
+        world
+            .domains
+            .get(&domid)
+            .map(|domain| domain.page.clone())
+            .unwrap_or_default()
+    }
+
+    /// The domain sends an event on its port.
+    pub fn send(&self, domid: DomId, port: EvtchnPort) {
+        let world = &mut *self.0.borrow_mut();
+        if let Some(remote) = world.remote(domid, port) {
+            match remote.peer {
+                Some(local) => {
+                    world.pending.insert(local);
+                }
+                None => remote.sent_unbound = true,
+            }
+        }
+    }
+
+    /// How many events the domain got on its port since it was last asked.
+    pub fn take_events(&self, domid: DomId, port: EvtchnPort) -> u32 {
+        let world = &mut *self.0.borrow_mut();
+        world
+            .remote(domid, port)
+            .map_or(0, |remote| core::mem::take(&mut remote.received))
+    }
+
+    /// The domain closes its port.
+    pub fn close_remote(&self, domid: DomId, port: EvtchnPort) {
+        let world = &mut *self.0.borrow_mut();
+        if let Some(domain) = world.domains.get_mut(&domid) {
+            domain.ports.remove(&port);
+        }
+    }
+}
+
+impl World {
+    fn remote(&mut self, domid: DomId, port: EvtchnPort) -> Option<&mut Remote> {
+        self.domains.get_mut(&domid)?.ports.get_mut(&port)
+    }
+
+    /// The other end of one of our ports, if its domain still lives and has not closed it.
+    fn peer(&mut self, local: LocalPort) -> Option<&mut Remote> {
+        let &Local::Interdomain(identity, port) = self.locals.get(&local)? else {
+            return None;
+        };
+        let domain = self.domains.get_mut(&identity.domid)?;
+        let same = domain.info.identity == identity;
+        domain.ports.get_mut(&port).filter(|_| same)
+    }
+
+    fn raise_domain_exception(&mut self) {
+        if self.loses_domain_exceptions {
+            return;
+        }
+        let bound = self
+            .locals
+            .iter()
+            .find(|(_, local)| matches!(local, Local::DomainException));
+        if let Some((&port, _)) = bound {
+            self.pending.insert(port);
+        }
+    }
+
+    fn open(&mut self, local: Local) -> Result<LocalPort, XenError> {
+        let limit = u32::try_from(MAX_PORTS).unwrap_or(u32::MAX);
+        let port = (1..limit)
+            .map(LocalPort)
+            .find(|port| !self.locals.contains_key(port))
+            .ok_or(NO_SPACE)?;
+        self.locals.insert(port, local);
+        Ok(port)
+    }
+
+    fn permit(&self, call: Call) -> Result<(), XenError> {
+        self.refused.get(&call).map_or(Ok(()), |&error| Err(error))
+    }
+}
+
+impl Grants for FakeXen {
+    type Page = FakePage;
+
+    fn map(&mut self, domid: DomId, grant: GrantRef) -> Result<FakePage, XenError> {
+        let world = &mut *self.0.borrow_mut();
+        world.permit(Call::Map)?;
+        if grant != GrantRef::XENSTORE {
+            return Err(BAD_GRANT);
+        }
+        let domain = world.domains.get(&domid).ok_or(BAD_DOMAIN)?;
+        world.mapped += 1;
+        Ok(domain.page.clone())
+    }
+
+    fn unmap(&mut self, _: FakePage) -> Result<(), XenError> {
+        let world = &mut *self.0.borrow_mut();
+        world.permit(Call::Unmap)?;
+        world.mapped = world.mapped.checked_sub(1).ok_or(BAD_GRANT)?;
+        Ok(())
+    }
+}
+
+impl Events for FakeXen {
+    fn bind(&mut self, domid: DomId, port: EvtchnPort) -> Result<LocalPort, XenError> {
+        let world = &mut *self.0.borrow_mut();
+        world.permit(Call::Bind)?;
+        let domain = world.domains.get(&domid).ok_or(INVALID)?;
+        let identity = domain.info.identity;
+        let remote = domain.ports.get(&port).ok_or(INVALID)?;
+        if remote.peer.is_some() {
+            return Err(INVALID);
+        }
+        let local = world.open(Local::Interdomain(identity, port))?;
+        if let Some(remote) = world.remote(domid, port) {
+            remote.peer = Some(local);
+            if core::mem::take(&mut remote.sent_unbound) {
+                world.pending.insert(local);
+            }
+        }
+        Ok(local)
+    }
+
+    fn bind_domain_exception(&mut self) -> Result<LocalPort, XenError> {
+        let world = &mut *self.0.borrow_mut();
+        world.permit(Call::BindDomainException)?;
+        let local = world.open(Local::DomainException)?;
+        world.raise_domain_exception();
+        Ok(local)
+    }
+
+    fn close(&mut self, local: LocalPort) {
+        let world = &mut *self.0.borrow_mut();
+        if let Some(remote) = world.peer(local) {
+            remote.peer = None;
+        }
+        world.locals.remove(&local);
+        world.pending.remove(&local);
+    }
+
+    fn notify(&mut self, local: LocalPort) {
+        let world = &mut *self.0.borrow_mut();
+        if let Some(remote) = world.peer(local) {
+            remote.received = remote.received.saturating_add(1);
+        }
+    }
+
+    fn collect(&mut self, ports: &mut PendingPorts) {
+        let interlude = {
+            let world = &mut *self.0.borrow_mut();
+            for port in core::mem::take(&mut world.pending) {
+                ports.add(port);
+            }
+            world.collections = world.collections.saturating_add(1);
+            world.interludes.remove(&world.collections)
+        };
+        if let Some(happens) = interlude {
+            happens();
+        }
+    }
+}
+
+impl Domains for FakeXen {
+    fn domain(&mut self, domid: DomId) -> Result<Option<DomainInfo>, XenError> {
+        let world = self.0.borrow();
+        world.permit(Call::Domain)?;
+        Ok(world.domains.get(&domid).map(|domain| domain.info))
+    }
+}
+
+impl Clock for FakeXen {
+    fn now(&mut self) -> Instant {
+        self.time()
+    }
+
+    /// Nobody else acts in between: time jumps to the deadline, and without one it returns at once.
+    fn wait(&mut self, deadline: Option<Instant>) {
+        let world = &mut *self.0.borrow_mut();
+        if let Some(deadline) = deadline.filter(|_| world.pending.is_empty()) {
+            world.now = world.now.max(deadline);
+        }
+    }
+}
+
+/// A page of memory. Clones are the same page, as the two mappings of a granted one are.
+#[derive(Clone, Debug)]
+pub struct FakePage(Rc<[Cell<u8>]>);
+
+const PAGE_BYTES: usize = 4096;
+
+impl Default for FakePage {
+    fn default() -> Self {
+        Self(vec![Cell::new(0); PAGE_BYTES].into())
+    }
+}
+
+impl Page for FakePage {
+    fn load(&self, offset: usize) -> u32 {
+        let mut bytes = [0; size_of::<u32>()];
+        self.read(offset, &mut bytes);
+        u32::from_le_bytes(bytes)
+    }
+
+    fn store(&self, offset: usize, value: u32) {
+        self.write(offset, &value.to_le_bytes());
+    }
+
+    fn read(&self, offset: usize, into: &mut [u8]) {
+        for (to, from) in into.iter_mut().zip(self.0.iter().skip(offset)) {
+            *to = from.get();
+        }
+    }
+
+    fn write(&self, offset: usize, from: &[u8]) {
+        for (to, &from) in self.0.iter().skip(offset).zip(from) {
+            to.set(from);
+        }
+    }
+}

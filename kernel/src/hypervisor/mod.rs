@@ -1,0 +1,43 @@
+//! The real Xen and the real processor, one topic a file: the only modules of the kernel with `unsafe`, and Xen's structures stay inside.
+//!
+//! [`prepare`] makes failures visible and comes first; [`Machine::start`] does the rest. Files without hardware in them (`ranges`,
+//! `memory_map`, `console_ring`, `line`, and parts of `clock`, `heap`, `event`, `paging`) are tested on the host.
+#![expect(
+    unsafe_code,
+    reason = "this is where the kernel meets the processor and Xen; every block proves itself"
+)]
+
+mod abi;
+mod clock;
+mod console;
+mod console_ring;
+mod cpuid;
+mod domain;
+mod early;
+mod event;
+mod grant;
+mod heap;
+mod hypercall;
+mod line;
+mod log;
+mod machine;
+mod memory;
+#[cfg(test)]
+mod memory_functions;
+mod memory_map;
+mod page;
+mod paging;
+pub mod ranges;
+mod report;
+mod shared_info;
+mod start_error;
+mod trap;
+mod upcall;
+mod window;
+
+pub use domain::DomainInterface;
+pub use grant::MappedPage;
+pub use heap::{HeapUsage, KernelHeap, heap_usage};
+pub use machine::{Machine, prepare};
+pub use report::{crash, panic};
+pub use start_error::StartError;

@@ -1,0 +1,247 @@
+//! The rings that are connected: who is at the other end of each, and whose turn it is.
+
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::vec::Vec;
+
+use xenstore::{ConnId, DomId, Features, Identity};
+
+use crate::credit::IoCredit;
+use crate::ring::Ring;
+use crate::spell::Spell;
+use crate::xen::{LocalPort, Page};
+
+/// One domain's ring and what goes with it.
+#[derive(Debug)]
+pub struct Link<P> {
+    /// Whose ring it is.
+    pub identity: Identity,
+    /// Its connection in the store.
+    pub conn: ConnId,
+    /// Our end of its event channel. It stays ours when the domain closes its end, which may bind to it again.
+    pub port: LocalPort,
+    /// The mapped page.
+    pub ring: Ring<P>,
+    /// What the domain was offered, whatever the page says now.
+    pub features: u32,
+    /// After a fault only the connection word is looked at.
+    pub stopped: bool,
+    /// Faults, for the log.
+    pub faults: Spell,
+    credit: IoCredit,
+    owes_event: bool,
+}
+
+impl<P: Page> Link<P> {
+    /// A link that was just connected.
+    #[must_use]
+    pub fn new(
+        identity: Identity,
+        conn: ConnId,
+        port: LocalPort,
+        ring: Ring<P>,
+        features: u32,
+    ) -> Self {
+        Self {
+            identity,
+            conn,
+            port,
+            ring,
+            features,
+            stopped: false,
+            faults: Spell::default(),
+            credit: IoCredit::default(),
+            owes_event: false,
+        }
+    }
+
+    /// Whether the domain was offered a feature.
+    pub const fn offers(&self, feature: Features) -> bool {
+        self.features & feature.bits() != 0
+    }
+}
+
+/// All links, at most one for each domid.
+#[derive(Debug)]
+pub struct Links<P> {
+    privileged: DomId,
+    by_domid: BTreeMap<DomId, Link<P>>,
+    by_port: BTreeMap<LocalPort, DomId>,
+    by_conn: BTreeMap<ConnId, DomId>,
+    /// Those with credit in the order in which they got it, without the privileged one.
+    ready: VecDeque<DomId>,
+    /// Those that are owed an event.
+    owed: Vec<DomId>,
+}
+
+impl<P: Page> Links<P> {
+    /// None yet. The privileged domain's link is the first in each round.
+    #[must_use]
+    pub fn new(privileged: DomId) -> Self {
+        Self {
+            privileged,
+            by_domid: BTreeMap::new(),
+            by_port: BTreeMap::new(),
+            by_conn: BTreeMap::new(),
+            ready: VecDeque::new(),
+            owed: Vec::new(),
+        }
+    }
+
+    /// Adds a link, for a domid that has none. It may be looked at, and its domain is owed an event: this is how it learns of it.
+    pub fn insert(&mut self, link: Link<P>) {
+        let domid = link.identity.domid;
+        self.by_port.insert(link.port, domid);
+        self.by_conn.insert(link.conn, domid);
+        self.by_domid.insert(domid, link);
+        self.grant(domid);
+        self.owe_event(domid);
+    }
+
+    /// Takes a link out of everything that knows it.
+    pub fn remove(&mut self, domid: DomId) -> Option<Link<P>> {
+        let link = self.by_domid.remove(&domid)?;
+        self.by_port.remove(&link.port);
+        self.by_conn.remove(&link.conn);
+        self.ready.retain(|ready| *ready != domid);
+        self.owed.retain(|owed| *owed != domid);
+        Some(link)
+    }
+
+    /// The link of a domain.
+    pub fn get_mut(&mut self, domid: DomId) -> Option<&mut Link<P>> {
+        self.by_domid.get_mut(&domid)
+    }
+
+    /// Whose event a port brings.
+    #[must_use]
+    pub fn with_port(&self, port: LocalPort) -> Option<DomId> {
+        self.by_port.get(&port).copied()
+    }
+
+    /// Whose connection this is; none if it has ended.
+    #[must_use]
+    pub fn with_conn(&self, conn: ConnId) -> Option<DomId> {
+        self.by_conn.get(&conn).copied()
+    }
+
+    /// Every domain with a link.
+    pub fn domids(&self) -> impl Iterator<Item = DomId> {
+        self.by_domid.keys().copied()
+    }
+
+    /// Gives a link one look.
+    pub fn grant(&mut self, domid: DomId) {
+        let granted = self
+            .by_domid
+            .get_mut(&domid)
+            .is_some_and(|link| link.credit.grant());
+        if granted && domid != self.privileged {
+            self.ready.push_back(domid);
+        }
+    }
+
+    /// Takes the looks of one round: the privileged domain's, then those waiting longest, at most `limit`.
+    pub fn take_round(&mut self, limit: usize) -> Vec<DomId> {
+        let waiting = self.ready.len().min(limit);
+        let mut round = Vec::from([self.privileged]);
+        round.extend(self.ready.drain(..waiting));
+        round.retain(|domid| {
+            self.by_domid
+                .get_mut(domid)
+                .is_some_and(|link| link.credit.take())
+        });
+        round
+    }
+
+    /// Whether some link waits for its look.
+    #[must_use]
+    pub fn any_ready(&self) -> bool {
+        let privileged = self.by_domid.get(&self.privileged);
+        !self.ready.is_empty() || privileged.is_some_and(|link| !link.credit.is_empty())
+    }
+
+    /// Notes that a domain is to be told of something in its ring.
+    pub fn owe_event(&mut self, domid: DomId) {
+        if let Some(link) = self.by_domid.get_mut(&domid)
+            && !core::mem::replace(&mut link.owes_event, true)
+        {
+            self.owed.push(domid);
+        }
+    }
+
+    /// The ports on which events are owed, each once; they are owed no longer.
+    pub fn take_owed(&mut self) -> Vec<LocalPort> {
+        let owed = core::mem::take(&mut self.owed);
+        owed.into_iter()
+            .filter_map(|domid| {
+                let link = self.by_domid.get_mut(&domid)?;
+                link.owes_event = false;
+                Some(link.port)
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use xenstore::{Server, Settings, UniqueId};
+
+    use super::*;
+    use crate::fake::FakePage;
+
+    fn links(domids: &[u16]) -> Links<FakePage> {
+        let mut server = Server::new(Settings::new(DomId::new(0), DomId::new(99)));
+        let mut links = Links::new(DomId::new(0));
+        for domid in domids.iter().copied().map(DomId::new) {
+            let identity = Identity {
+                domid,
+                unique: UniqueId(1),
+            };
+            let conn = server.open_domain(identity);
+            let port = LocalPort(domid.get().into());
+            let ring = Ring::new(FakePage::default());
+            links.insert(Link::new(identity, conn, port, ring, 0));
+        }
+        links
+    }
+
+    fn domids(round: &[DomId]) -> Vec<u16> {
+        round.iter().map(|domid| domid.get()).collect()
+    }
+
+    #[test]
+    fn a_round_is_the_privileged_domain_and_those_who_wait_longest() {
+        let mut links = links(&[3, 7, 5, 0]);
+        assert_eq!(domids(&links.take_round(2)), [0, 3, 7]);
+        links.grant(DomId::new(3));
+        links.grant(DomId::new(3));
+        assert_eq!(domids(&links.take_round(9)), [5, 3]);
+        assert!(!links.any_ready());
+        links.grant(DomId::new(0));
+        assert!(links.any_ready());
+        assert_eq!(domids(&links.take_round(9)), [0]);
+        assert_eq!(domids(&links.take_round(9)), []);
+    }
+
+    #[test]
+    fn an_event_is_owed_once() {
+        let mut links = links(&[3, 7]);
+        links.owe_event(DomId::new(3));
+        assert_eq!(links.take_owed(), [LocalPort(3), LocalPort(7)]);
+        assert_eq!(links.take_owed(), []);
+        links.owe_event(DomId::new(7));
+        assert_eq!(links.take_owed(), [LocalPort(7)]);
+    }
+
+    #[test]
+    fn nothing_knows_a_link_that_was_removed() {
+        let mut links = links(&[3]);
+        assert_eq!(links.with_port(LocalPort(3)), Some(DomId::new(3)));
+        let link = links.remove(DomId::new(3)).unwrap();
+        assert_eq!(links.with_port(link.port), None);
+        assert_eq!(links.with_conn(link.conn), None);
+        assert_eq!(links.domids().count(), 0);
+        assert!(!links.any_ready());
+        assert_eq!((links.owed, links.ready.len()), (Vec::new(), 0));
+    }
+}
