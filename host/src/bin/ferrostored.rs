@@ -1,0 +1,67 @@
+//! `ferrostored`: the store of the unikernel as an ordinary daemon, for those who develop against xenstore or test it.
+//!
+//! It serves a unix socket as C xenstored does, so that `xenstore-*`, libxenstore and pyxs work with `XENSTORED_PATH` set to it.
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use host::daemon::Daemon;
+use lexopt::prelude::*;
+use xenstore::{DomId, Quota, Settings};
+
+const HELP: &str = "\
+ferrostored [--socket PATH] [--quota NAME=LIMIT]... [--log LEVEL]
+
+Serves xenstore on a unix socket, in the foreground.
+
+  --socket PATH        where to listen; default: $XENSTORED_PATH, else /run/xenstored/socket
+  --quota NAME=LIMIT   a limit for unprivileged domains
+  --log LEVEL          off, error, warn, info, debug or trace; default: info";
+const DEFAULT_SOCKET: &str = "/run/xenstored/socket";
+/// The domain that clients of the socket speak for.
+const DOM0: DomId = DomId::new(0);
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ferrostored: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
+    let mut socket =
+        std::env::var_os("XENSTORED_PATH").map_or(DEFAULT_SOCKET.into(), PathBuf::from);
+    let mut settings = Settings::new(DOM0, DOM0);
+    let mut level = log::LevelFilter::Info;
+    let mut arguments = lexopt::Parser::from_env();
+    while let Some(argument) = arguments.next()? {
+        match argument {
+            Long("socket") => socket = arguments.value()?.into(),
+            Long("quota") => set_quota(&mut settings, &arguments.value()?.string()?)?,
+            Long("log") => level = arguments.value()?.parse()?,
+            Short('h') | Long("help") => {
+                println!("{HELP}");
+                return Ok(());
+            }
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    env_logger::Builder::new().filter_level(level).init();
+    let mut daemon = Daemon::listen(&socket, settings)
+        .map_err(|error| format!("cannot listen at {}: {error}", socket.display()))?;
+    log::info!("serving {}", socket.display());
+    daemon.serve()?;
+    Ok(())
+}
+
+fn set_quota(settings: &mut Settings, text: &str) -> Result<(), Box<dyn Error>> {
+    let (name, limit) = text.split_once('=').ok_or("--quota takes NAME=LIMIT")?;
+    let quota =
+        Quota::from_name(name.as_bytes()).ok_or_else(|| format!("there is no quota \"{name}\""))?;
+    settings.quotas.set(quota, limit.parse()?);
+    Ok(())
+}

@@ -1,0 +1,3 @@
+//! What runs the store on Linux.
+
+pub mod daemon;
