@@ -457,7 +457,10 @@ mod tests {
         assert_eq!(config.ring_scan, Some(Duration::from_secs(3)));
         assert_eq!(config.log_level, LevelFilter::Debug);
         let config = parse("--event 5 --timeout watch-event=0 ring-scan=-1");
-        assert_eq!((config.event_timeout, config.ring_scan), (Duration::ZERO, None));
+        assert_eq!(
+            (config.event_timeout, config.ring_scan),
+            (Duration::ZERO, None)
+        );
         assert!(config.warnings.is_empty());
     }
 

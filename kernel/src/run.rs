@@ -14,8 +14,7 @@ use crate::hypervisor::{Machine, crash};
 pub fn run(boot: BootInfo) -> ! {
     info!("Ferrostore {}", env!("CARGO_PKG_VERSION"));
     let machine = Machine::start(&boot).unwrap_or_else(|error| crash(error));
-    let config =
-        Config::parse(boot.command_line.as_bytes()).unwrap_or_else(|error| crash(error));
+    let config = Config::parse(boot.command_line.as_bytes()).unwrap_or_else(|error| crash(error));
     log::set_max_level(config.log_level);
     for warning in &config.warnings {
         warn!("{warning}");

@@ -40,6 +40,7 @@ tool_steps() {
     step 10 "xenstore-rm" remove
     step 10 "xenstore-watch sees creation, change and removal" watch_tree
     step 20 "one transaction of 100 writes" big_transaction
+    step 10 "xenstore-control check, quota" control
 }
 
 guest_steps() {
@@ -67,6 +68,7 @@ second_guest_steps() {
 bad_boot_steps() {
     step 30 "booted without --event: says so and crashes" bad_boot "--event" 8 ""
     step 30 "booted with an absurd --event: says so and crashes" bad_boot "--event" 8 "--event 99999999999"
+    step 30 "booted where nobody granted it a ring: says so and crashes" bad_boot "cannot map the ring" 8 "--event 3"
     step 30 "booted with too little memory: says so and crashes" bad_boot "memory" 2 "--event 3"
 }
 
@@ -151,6 +153,13 @@ big_transaction() {
     expect "nodes" 100 "$(xenstore-list /testbed/many | wc -l)"
     expect "last value" 100 "$(xenstore-read /testbed/many/node-100)"
     xenstore-rm /testbed/many
+}
+
+control() {
+    expect "check" OK "$(xenstore-control check)"
+    xenstore-control quota | grep -E "^nodes +: +1000 "
+    xenstore-control quota 0 | grep "^nodes "
+    ! xenstore-control no-such-command || { echo "an unknown command was taken"; return 1; }
 }
 
 # Paused, so that what the guest finds is there before its first instruction.
@@ -293,6 +302,7 @@ aftermath() {
     xenstore-write /testbed/end yes
     expect "value" yes "$(xenstore-read /testbed/end)"
     xenstore-rm /testbed
+    expect "check" OK "$(xenstore-control check)"
     expect "nodes" "local tool" "$(xenstore-list / | grep -xE 'local|tool|testbed' | sort | xargs)"
     eventually 5 only_known_domains
 }

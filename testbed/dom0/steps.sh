@@ -46,7 +46,11 @@ finish() {
 
 report() { echo "$*" >/dev/ttyS1; }
 
-uptime_cs() { sed 's/\([0-9]*\)\.\([0-9]*\) .*/\1\2/' /proc/uptime; }
+# Hundredths of a second since dom0 started; /proc/uptime always has two decimals.
+uptime_cs() {
+    read -r uptime _ </proc/uptime
+    echo "${uptime%.*}${uptime#*.}"
+}
 
 # expect WHAT WANTED GOT
 expect() {
@@ -71,11 +75,10 @@ absent() {
 
 # eventually LIMIT_S COMMAND...: waits until the command succeeds.
 eventually() {
-    left_tenths=$(($1 * 10))
+    deadline_cs=$(($(uptime_cs) + $1 * 100))
     shift
     until "$@"; do
-        [ "$left_tenths" -gt 0 ] || { echo "still not true: $*"; return 1; }
-        left_tenths=$((left_tenths - 1))
+        [ "$(uptime_cs)" -lt "$deadline_cs" ] || { echo "still not true: $*"; return 1; }
         sleep 0.1
     done
 }

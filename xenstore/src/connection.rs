@@ -39,6 +39,8 @@ pub(crate) struct Connection {
     pub(crate) last_transaction: Option<TxId>,
     /// Requests of which messages are still on their way, with how many.
     pub(crate) outstanding: BTreeMap<u64, u32>,
+    /// Bytes of those messages, wherever they wait.
+    pub(crate) caused_bytes: u64,
     /// Counts the requests.
     pub(crate) requests: u64,
     /// The question that the present request waits for.
@@ -69,6 +71,7 @@ impl Connection {
             transactions: BTreeMap::new(),
             last_transaction: None,
             outstanding: BTreeMap::new(),
+            caused_bytes: 0,
             requests: 0,
             waiting: None,
             absent: Vec::new(),
@@ -89,6 +92,25 @@ impl Connection {
             .map(Transaction::bytes)
             .fold(self.output.bytes(), u64::saturating_add)
             .saturating_add(self.watch_bytes)
+            .saturating_add(self.caused_bytes)
+    }
+
+    /// Notes a message of a request that is on its way.
+    pub(crate) fn owe(&mut self, request: u64, bytes: u64) {
+        let messages = self.outstanding.entry(request).or_default();
+        *messages = messages.saturating_add(1);
+        self.caused_bytes = self.caused_bytes.saturating_add(bytes);
+    }
+
+    /// Notes that such a message is gone. One of an earlier life of the connection is no matter.
+    pub(crate) fn repay(&mut self, request: u64, bytes: u64) {
+        if let Some(messages) = self.outstanding.get_mut(&request) {
+            self.caused_bytes = self.caused_bytes.saturating_sub(bytes);
+            *messages = messages.saturating_sub(1);
+            if *messages == 0 {
+                self.outstanding.remove(&request);
+            }
+        }
     }
 
     /// Keeps a new transaction, under the next id that is not in use.

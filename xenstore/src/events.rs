@@ -9,11 +9,12 @@ use crate::effects::Change;
 use crate::ids::{ConnId, DomId};
 use crate::output::Event;
 use crate::path::{Path, components};
+use crate::quota::{Quota, within};
 use crate::server::{Server, fits};
 use crate::tree::{Node, descend};
 use crate::watch::{Watch, WatchId};
 
-/// Events that may wait for an unprivileged client; of what has no room, each watch concerned is told once more later.
+/// Events from one source that may wait for an unprivileged client; of what has no room, each watch concerned is told once more later.
 const EVENTS_MAX: usize = 1024;
 
 impl Server {
@@ -131,14 +132,14 @@ impl Server {
 
     /// Queues an event. One too long for a message is dropped; of one without room, its watch is told later.
     fn send(&mut self, conn: ConnId, watch: WatchId, payload: Vec<u8>, repeats: bool) {
-        let privileged = self.subject(conn).is_some_and(|subject| subject.privileged);
-        let Some(connection) = self.connections.get_mut(&conn) else {
-            return;
-        };
         if !fits(payload.len()) {
             return;
         }
-        if !privileged && connection.output.events() >= EVENTS_MAX {
+        let has_room = self.has_room(conn);
+        let Some(connection) = self.connections.get_mut(&conn) else {
+            return;
+        };
+        if !has_room {
             connection.lost.insert(watch);
             return;
         }
@@ -149,13 +150,30 @@ impl Server {
             cause: self.cause,
             repeats,
         };
-        if connection.output.event(event) {
+        if let Some(bytes) = connection.output.event(event) {
             self.events = self.events.wrapping_add(1);
-            self.charge_cause();
+            self.charge_cause(bytes);
             self.set_deadline(conn);
             self.account(conn);
             self.announce(conn);
         }
+    }
+
+    /// Whether one more event of the present source may wait for a client: the privileged one's always, others' while the source has
+    /// a share of the queue left, and memory to pay with (hostility.md R21, R22).
+    fn has_room(&self, conn: ConnId) -> bool {
+        if self.subject(conn).is_some_and(|subject| subject.privileged) {
+            return true;
+        }
+        let source = self.cause.map(|cause| cause.connection);
+        let waiting = self
+            .connections
+            .get(&conn)
+            .map(|connection| connection.output.events_from(source));
+        let payer = source.unwrap_or(conn);
+        let used = self.client(payer).map_or(0, |domain| domain.usage.memory());
+        waiting.is_some_and(|waiting| waiting < EVENTS_MAX)
+            && within(used, self.limit(payer, Quota::Memory))
     }
 
     fn watcher(&self, id: WatchId) -> Option<(&Watch, Subject)> {

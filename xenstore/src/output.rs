@@ -1,6 +1,6 @@
 //! What waits to be sent on one connection: replies and events, first in, first out.
 
-use alloc::collections::{BTreeSet, VecDeque};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 
@@ -17,6 +17,13 @@ const MESSAGE_BYTES: u64 = 128;
 pub(crate) struct Cause {
     pub(crate) connection: ConnId,
     pub(crate) request: u64,
+}
+
+/// What a message that is gone has cost the one who caused it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Debt {
+    pub(crate) cause: Cause,
+    pub(crate) bytes: u64,
 }
 
 /// An event on its way to a watcher.
@@ -38,7 +45,10 @@ pub(crate) struct Output {
     sent: usize,
     /// The payloads of waiting events, to which an equal one would add nothing.
     told: BTreeSet<Rc<[u8]>>,
-    events: usize,
+    /// Waiting events by the connection that caused them; without one if the toolstack did, or Xen.
+    events: BTreeMap<Option<ConnId>, usize>,
+    replies: usize,
+    /// Bytes of messages that nobody else pays for.
     bytes: u64,
 }
 
@@ -55,10 +65,15 @@ impl Message {
         let payload = u64::try_from(self.payload.len()).unwrap_or(u64::MAX);
         MESSAGE_BYTES.saturating_add(payload)
     }
+
+    fn debt(&self) -> Option<Debt> {
+        let bytes = self.bytes();
+        self.cause.map(|cause| Debt { cause, bytes })
+    }
 }
 
 impl Output {
-    /// Bytes that the queue costs.
+    /// Bytes that the queue costs its own connection.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -67,44 +82,46 @@ impl Output {
         self.messages.is_empty()
     }
 
-    /// Events that wait.
-    pub(crate) fn events(&self) -> usize {
-        self.events
+    /// Events from one source that wait.
+    pub(crate) fn events_from(&self, source: Option<ConnId>) -> usize {
+        self.events.get(&source).copied().unwrap_or_default()
     }
 
     /// Replies that wait.
     pub(crate) fn replies(&self) -> usize {
-        self.messages.len().saturating_sub(self.events)
+        self.replies
     }
 
-    pub(crate) fn reply(&mut self, header: Header, payload: &[u8], cause: Option<Cause>) {
+    /// Queues a reply, and gives the bytes that it costs.
+    pub(crate) fn reply(&mut self, header: Header, payload: &[u8], cause: Option<Cause>) -> u64 {
+        self.replies = self.replies.saturating_add(1);
         self.push(Message {
             header: header.encode(),
             payload: payload.into(),
             cause,
             event: None,
-        });
+        })
     }
 
-    /// Queues an event; `false` if an equal one waits already (protocol.md section 8).
-    pub(crate) fn event(&mut self, event: Event) -> bool {
+    /// Queues an event, and gives the bytes that it costs; `None` if an equal one waits already (protocol.md section 8).
+    pub(crate) fn event(&mut self, event: Event) -> Option<u64> {
         let payload: Rc<[u8]> = event.payload.into();
         if !event.repeats && !self.told.insert(Rc::clone(&payload)) {
-            return false;
+            return None;
         }
         let header = Header {
             kind: Kind::WatchEvent.number(),
             len: u32::try_from(payload.len()).unwrap_or(u32::MAX),
             ..Header::default()
         };
-        self.events = self.events.saturating_add(1);
-        self.push(Message {
+        let waiting = self.events.entry(source_of(event.cause)).or_default();
+        *waiting = waiting.saturating_add(1);
+        Some(self.push(Message {
             header: header.encode(),
             payload,
             cause: event.cause,
             event: Some((event.watch, event.queued)),
-        });
-        true
+        }))
     }
 
     /// The next bytes to send; none when the queue is empty.
@@ -121,8 +138,8 @@ impl Output {
         }
     }
 
-    /// Counts bytes of [`Output::front`] as sent; gives the cause of a message that is gone with them.
-    pub(crate) fn advance(&mut self, sent: usize) -> Option<Cause> {
+    /// Counts bytes of [`Output::front`] as sent; gives the debt of a message that is gone with them.
+    pub(crate) fn advance(&mut self, sent: usize) -> Option<Debt> {
         self.sent = self.sent.saturating_add(sent);
         let message = self.messages.front()?;
         if self.sent < HEADER_SIZE.saturating_add(message.payload.len()) {
@@ -130,25 +147,23 @@ impl Output {
         }
         self.sent = 0;
         let message = self.messages.pop_front()?;
-        self.forget(&message);
-        message.cause
+        self.forget(&message)
     }
 
-    /// Drops the waiting events that `doomed` names, except one of which the client has a part; gives their causes.
-    pub(crate) fn drop_events(&mut self, doomed: impl Fn(WatchId, Instant) -> bool) -> Vec<Cause> {
+    /// Drops the waiting events that `doomed` names, except one of which the client has a part; gives their debts.
+    pub(crate) fn drop_events(&mut self, doomed: impl Fn(WatchId, Instant) -> bool) -> Vec<Debt> {
         let keep_first = self.sent > 0;
-        let mut causes = Vec::new();
+        let mut debts = Vec::new();
         for (at, message) in core::mem::take(&mut self.messages).into_iter().enumerate() {
             let begun = keep_first && at == 0;
             match message.event {
                 Some((watch, queued)) if !begun && doomed(watch, queued) => {
-                    self.forget(&message);
-                    causes.extend(message.cause);
+                    debts.extend(self.forget(&message));
                 }
                 _ => self.messages.push_back(message),
             }
         }
-        causes
+        debts
     }
 
     /// When the oldest waiting event was queued.
@@ -158,28 +173,43 @@ impl Output {
             .find_map(|message| message.event.map(|(_, queued)| queued))
     }
 
-    /// Drops everything; gives the causes.
-    pub(crate) fn clear(&mut self) -> Vec<Cause> {
+    /// Drops everything; gives the debts.
+    pub(crate) fn clear(&mut self) -> Vec<Debt> {
         let cleared = core::mem::take(self);
-        cleared
-            .messages
-            .iter()
-            .filter_map(|message| message.cause)
-            .collect()
+        cleared.messages.iter().filter_map(Message::debt).collect()
     }
 
-    fn push(&mut self, message: Message) {
-        self.bytes = self.bytes.saturating_add(message.bytes());
-        self.messages.push_back(message);
-    }
-
-    fn forget(&mut self, message: &Message) {
-        self.bytes = self.bytes.saturating_sub(message.bytes());
-        if message.event.is_some() {
-            self.events = self.events.saturating_sub(1);
-            self.told.remove(&message.payload);
+    fn push(&mut self, message: Message) -> u64 {
+        let bytes = message.bytes();
+        if message.cause.is_none() {
+            self.bytes = self.bytes.saturating_add(bytes);
         }
+        self.messages.push_back(message);
+        bytes
     }
+
+    fn forget(&mut self, message: &Message) -> Option<Debt> {
+        if message.cause.is_none() {
+            self.bytes = self.bytes.saturating_sub(message.bytes());
+        }
+        if message.event.is_none() {
+            self.replies = self.replies.saturating_sub(1);
+            return message.debt();
+        }
+        self.told.remove(&message.payload);
+        let source = source_of(message.cause);
+        match self.events.get_mut(&source) {
+            Some(waiting) if *waiting > 1 => *waiting = waiting.saturating_sub(1),
+            _ => {
+                self.events.remove(&source);
+            }
+        }
+        message.debt()
+    }
+}
+
+fn source_of(cause: Option<Cause>) -> Option<ConnId> {
+    cause.map(|cause| cause.connection)
 }
 
 #[cfg(test)]
@@ -228,25 +258,26 @@ mod tests {
                 b"",
                 None,
             );
-            assert!(output.event(event("p\0t\0", false)));
+            assert!(output.event(event("p\0t\0", false)).is_some());
             let bytes = drain(&mut output, chunk);
             assert_eq!(bytes.len(), 3 * HEADER_SIZE + 3 + 4);
             assert_eq!(&bytes[16..19], b"abc");
             assert_eq!(&bytes[bytes.len() - 4..], b"p\0t\0");
-            assert_eq!((output.bytes(), output.events()), (0, 0));
+            assert_eq!((output.bytes(), output.replies()), (0, 0));
+            assert_eq!(output.events_from(None), 0);
         }
     }
 
     #[test]
     fn an_equal_event_waits_once() {
         let mut output = Output::default();
-        assert!(output.event(event("p\0t\0", false)));
-        assert!(!output.event(event("p\0t\0", false)));
-        assert!(output.event(event("@p\0t\0", true)));
-        assert!(output.event(event("@p\0t\0", true)));
-        assert_eq!(output.events(), 3);
+        assert!(output.event(event("p\0t\0", false)).is_some());
+        assert!(output.event(event("p\0t\0", false)).is_none());
+        assert!(output.event(event("@p\0t\0", true)).is_some());
+        assert!(output.event(event("@p\0t\0", true)).is_some());
+        assert_eq!(output.events_from(None), 3);
         drain(&mut output, 4096);
-        assert!(output.event(event("p\0t\0", false)));
+        assert!(output.event(event("p\0t\0", false)).is_some());
     }
 
     #[test]
@@ -256,7 +287,7 @@ mod tests {
         output.event(event("b\0t\0", false));
         output.advance(1);
         output.drop_events(|_, _| true);
-        assert_eq!(output.events(), 1);
+        assert_eq!(output.events_from(None), 1);
         assert_eq!(drain(&mut output, 4096).len(), HEADER_SIZE + 4 - 1);
     }
 }

@@ -14,7 +14,7 @@ use crate::database::{Need, Refusal};
 use crate::domain::{Domain, Domains};
 use crate::features::Features;
 use crate::ids::{ConnId, DomId, EvtchnPort, Identity, Ticket};
-use crate::output::Cause;
+use crate::output::{Cause, Debt};
 use crate::quota::{Quota, Quotas, within};
 use crate::store::Store;
 use crate::time::Instant;
@@ -402,9 +402,9 @@ impl Server {
         };
         if let Some(connection) = self.connections.get_mut(&conn) {
             connection.absent.clear();
-            connection.output.reply(header, &payload, self.cause);
+            let bytes = connection.output.reply(header, &payload, self.cause);
+            self.charge_cause(bytes);
         }
-        self.charge_cause();
         self.cause = None;
         if let Some(watch) = self.fresh_watch.take() {
             self.tell_first(watch);
@@ -440,7 +440,9 @@ impl Server {
         };
         let done = connection.output.advance(sent);
         let empty = connection.output.is_empty();
-        self.settle(done);
+        if let Some(debt) = done {
+            self.settle(debt);
+        }
         if empty {
             self.tell_lost(conn);
         }
@@ -501,7 +503,7 @@ impl Server {
             return;
         };
         let (incarnation, home) = (connection.incarnation, connection.home);
-        let causes = connection.output.clear();
+        let debts = connection.output.clear();
         let requests = connection.requests;
         let (queued, ready, deadline) = (connection.queued, connection.ready, connection.deadline);
         *connection = Connection {
@@ -511,9 +513,7 @@ impl Server {
             deadline,
             ..Connection::new(incarnation, home)
         };
-        causes
-            .into_iter()
-            .for_each(|cause| self.settle(Some(cause)));
+        debts.into_iter().for_each(|debt| self.settle(debt));
         self.account(conn);
         self.announce(conn);
     }
@@ -531,38 +531,29 @@ impl Server {
     /// Drops waiting events of a connection, with what they owe.
     pub(crate) fn drop_events(&mut self, conn: ConnId, doomed: impl Fn(WatchId, Instant) -> bool) {
         if let Some(connection) = self.connections.get_mut(&conn) {
-            let causes = connection.output.drop_events(doomed);
-            causes
-                .into_iter()
-                .for_each(|cause| self.settle(Some(cause)));
+            let debts = connection.output.drop_events(doomed);
+            debts.into_iter().for_each(|debt| self.settle(debt));
             self.account(conn);
         }
     }
 
-    /// Notes that the running request has one more message on its way.
-    pub(crate) fn charge_cause(&mut self) {
+    /// Notes that the running request has one more message on its way, and what that costs.
+    pub(crate) fn charge_cause(&mut self, bytes: u64) {
         if let Some(cause) = self.cause
             && let Some(connection) = self.connections.get_mut(&cause.connection)
         {
-            let messages = connection.outstanding.entry(cause.request).or_default();
-            *messages = messages.saturating_add(1);
+            connection.owe(cause.request, bytes);
+            self.account(cause.connection);
         }
     }
 
-    /// Notes that a message of a request is gone; with its last one the request is no longer outstanding.
-    fn settle(&mut self, cause: Option<Cause>) {
-        let Some(cause) = cause else {
-            return;
-        };
-        let Some(connection) = self.connections.get_mut(&cause.connection) else {
-            return;
-        };
-        if let Some(messages) = connection.outstanding.get_mut(&cause.request) {
-            *messages = messages.saturating_sub(1);
-            if *messages == 0 {
-                connection.outstanding.remove(&cause.request);
-                self.queue(cause.connection);
-            }
+    /// Notes that a message is gone; with the last one of a request it is no longer outstanding.
+    fn settle(&mut self, debt: Debt) {
+        let conn = debt.cause.connection;
+        if let Some(connection) = self.connections.get_mut(&conn) {
+            connection.repay(debt.cause.request, debt.bytes);
+            self.account(conn);
+            self.queue(conn);
         }
     }
 

@@ -47,6 +47,64 @@ fn the_core_answers_as_the_transcripts_say() {
     assert!(played > 0, "no transcripts found");
 }
 
+/// Each of these is wrong in one line.
+const WRONG: &str = "
+case a value that is another
+d0 > WRITE /t 'x' => OK
+d0 > READ /t => 'y'
+case an error that is another
+d0 > READ /t => EINVAL
+case an error where there is none
+d0 > WRITE /t 'x' => ENOENT
+case no error where there is one
+d0 > READ /t => *
+case a message that nothing announced
+d0 > WATCH /t token => OK
+case a message that does not come
+d0 ! /t token
+case a request without its reply
+d0 > READ /t
+case an event where a reply was due
+d0 > WATCH /t token => OK
+d0 > READ /t => ENOENT
+case a quiet that is none
+d0 > READ /t
+d0 nothing
+case a number that did not change
+d0 > DIRECTORY_PART / 0 => {=generation} {**}
+d0 > DIRECTORY_PART / 0 => {!generation} {**}
+case a connection that is not stopped
+d0 is stopped
+case a client that there is not
+d5 > READ /t => ENOENT
+";
+
+#[test]
+fn what_differs_is_found() {
+    let cases = parse(WRONG).unwrap();
+    let report = play("wrong", &cases, Core::new);
+    assert_eq!(report.failures.len(), cases.len(), "{:#?}", report.failures);
+}
+
+#[test]
+fn a_text_that_says_nothing_is_refused() {
+    let lines = [
+        "d0 > READ /t",
+        "case a\nd0 > REED /t => OK",
+        "case a\nd0 < ",
+        "case a\nd0 > READ \"/t => OK",
+        "case a\nd0 > READ {*}",
+        "case a\nd0 > READ /t{x*y}",
+        "case a\nx0 > READ /t",
+        "case a\ndomain 1 sleeps",
+        "case a\nd0 > [#x] READ /t",
+        "case a\nd0 > READ /t\\q",
+    ];
+    for text in lines {
+        assert!(parse(text).is_err(), "{text}");
+    }
+}
+
 /// The core as a transcript's host.
 struct Core {
     machine: Machine,

@@ -101,11 +101,12 @@ unsafe fn copy(from: *const u8, to: *mut u8, length: usize) {
 mod tests {
     use super::*;
 
+    /// The page and a neighbour that must stay as it is.
     #[repr(align(4096))]
-    struct Memory([u8; SIZE]);
+    struct Memory([u8; 2 * SIZE]);
 
     fn with_page(test: impl FnOnce(SharedPage)) -> Box<Memory> {
-        let memory = Box::into_raw(Box::new(Memory([0; SIZE])));
+        let memory = Box::into_raw(Box::new(Memory([0; 2 * SIZE])));
         // SAFETY: page-sized, aligned and alive until it is made a box again below.
         let page = unsafe { SharedPage::at(memory.expose_provenance() as u64) }.unwrap();
         test(page);
@@ -123,7 +124,7 @@ mod tests {
             page.read(10, &mut back);
             assert_eq!(&back, b"abc");
         });
-        assert_eq!(memory.0[4092..], [1, 2, 3, 4]);
+        assert_eq!(memory.0[4092..4096], [1, 2, 3, 4]);
     }
 
     #[test]
@@ -142,5 +143,6 @@ mod tests {
             assert_eq!(back, [0, 0, 0]);
         });
         assert!(memory.0[..4095].iter().all(|byte| *byte == 0));
+        assert!(memory.0[SIZE..].iter().all(|byte| *byte == 0));
     }
 }

@@ -606,9 +606,7 @@ impl View<'_> {
         {
             missing.push(above);
         }
-        let owned = owned(self.tree, me)
-            .checked_add_signed(self.owned_elsewhere)
-            .ok_or("EIO")?;
+        let owned = owned(self.tree, me).saturating_add_signed(self.owned_elsewhere);
         if self.who != TOOLSTACK && owned + missing.len() > self.limits.nodes {
             return Err("ENOSPC");
         }
@@ -636,7 +634,13 @@ impl View<'_> {
     fn allowed(&self, path: &str, right: char) -> Result<(String, Node), &'static str> {
         let path = absolute(self.who, path);
         let nearest = self.nearest(&path);
-        let node = self.tree.get(&nearest).ok_or("ENOENT")?;
+        // Above a special name there is nothing that could grant the right to know.
+        let hidden = if self.who == TOOLSTACK {
+            "ENOENT"
+        } else {
+            "EACCES"
+        };
+        let node = self.tree.get(&nearest).ok_or(hidden)?;
         if !self.may(&node.acl, right) {
             return Err("EACCES");
         }
@@ -650,11 +654,8 @@ impl View<'_> {
         allows(acl, self.meant(self.who), right)
     }
 
-    /// The path, or the nearest one above it that exists; the root for special names.
+    /// The path, or the nearest one above it that exists, if any.
     fn nearest(&self, path: &str) -> String {
-        if is_special(path) && !self.tree.contains_key(path) {
-            return "/".to_owned();
-        }
         let mut path = path.to_owned();
         while !self.tree.contains_key(&path)
             && let Some(above) = parent(&path)

@@ -456,7 +456,11 @@ fn pieces_of(text: &str) -> Result<Vec<Piece>, String> {
 }
 
 fn escape(text: &str) -> Result<(u8, usize), String> {
-    let second = text.as_bytes().get(1).copied().ok_or("an escape of nothing")?;
+    let second = text
+        .as_bytes()
+        .get(1)
+        .copied()
+        .ok_or("an escape of nothing")?;
     let byte = match second {
         b'0' => 0,
         b'n' => b'\n',
