@@ -56,6 +56,7 @@ mod tests {
         assert_eq!(spell.count(second(60)), None);
         assert_eq!(spell.count(second(61)), Some(Untold(2)));
         assert_eq!(spell.count(second(62)), None);
+        assert_eq!(spell.count(second(200)), Some(Untold(1)));
     }
 
     #[test]

@@ -5,11 +5,12 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::answer::Answer;
-use crate::domain::Domain;
+use crate::connection::Connection;
+use crate::domain::{Domain, Usage};
 use crate::ids::DomId;
 use crate::lifecycle::parse_domid;
 use crate::privilege::Privileged;
-use crate::quota::{Quota, within};
+use crate::quota::{Peaks, Quota};
 use crate::server::Server;
 use crate::wire::{Errno, decimal, strings};
 
@@ -25,33 +26,23 @@ struct Command {
 /// Gets the parameters behind the command's name; gives the text of the reply.
 type Run = fn(&mut Server, Privileged, &[&[u8]]) -> Result<String, Errno>;
 
-const COMMANDS: [Command; 5] = [
-    Command {
-        name: "check",
-        parameters: "",
-        run: check,
-    },
-    Command {
-        name: "help",
-        parameters: "",
-        run: help,
-    },
-    Command {
-        name: "print",
-        parameters: "<string>",
-        run: print,
-    },
-    Command {
-        name: "quota",
-        parameters: "[set <name> <val>|<domid>]",
-        run: quota,
-    },
-    Command {
-        name: "quota-soft",
-        parameters: "[set <name> <val>]",
-        run: quota_soft,
-    },
+const COMMANDS: [Command; 7] = [
+    command("check", "", check),
+    command("help", "", help),
+    command("log", "[on|off|+io|-io]", log),
+    command("memreport", "", memreport),
+    command("print", "<string>", print),
+    command("quota", "[set <name> <val>|<domid>|max [-r]]", quota),
+    command("quota-soft", "[set <name> <val>]", quota_soft),
 ];
+
+const fn command(name: &'static str, parameters: &'static str, run: Run) -> Command {
+    Command {
+        name,
+        parameters,
+        run,
+    }
+}
 
 impl Server {
     /// Runs a command (protocol.md section 11).
@@ -66,13 +57,20 @@ impl Server {
     }
 }
 
+/// The names and parameters of all commands.
+pub(crate) fn commands() -> impl Iterator<Item = (&'static str, &'static str)> {
+    COMMANDS
+        .iter()
+        .map(|command| (command.name, command.parameters))
+}
+
 fn done() -> Result<String, Errno> {
     Ok(String::from("OK"))
 }
 
 fn help(_: &mut Server, _: Privileged, _: &[&[u8]]) -> Result<String, Errno> {
-    let line = |command: &Command| format!("{:<15} {}\n", command.name, command.parameters);
-    Ok(COMMANDS.iter().map(line).collect())
+    let line = |(name, parameters)| format!("{name:<15} {parameters}\n");
+    Ok(commands().map(line).collect())
 }
 
 /// Counts again what every domain has, and compares.
@@ -94,6 +92,43 @@ fn check(server: &mut Server, _: Privileged, parameters: &[&[u8]]) -> Result<Str
     }
 }
 
+/// Lists what is logged, or changes it: `io` is a line for each request and each reply.
+fn log(server: &mut Server, _: Privileged, parameters: &[&[u8]]) -> Result<String, Errno> {
+    match parameters {
+        [] => {
+            let state = if server.traces { "on" } else { "off" };
+            return Ok(format!("Log switch settings:\n{:<8}: {state}\n", "io"));
+        }
+        [b"on" | b"+io"] => server.traces = true,
+        [b"off" | b"-io"] => server.traces = false,
+        _ => return Err(Errno::EINVAL),
+    }
+    done()
+}
+
+/// What there is, and what it costs. C xenstored writes it to a file, of which there is none here.
+fn memreport(server: &mut Server, _: Privileged, parameters: &[&[u8]]) -> Result<String, Errno> {
+    if !parameters.is_empty() {
+        return Err(Errno::EINVAL);
+    }
+    let sum = |part: fn(&Usage) -> u64| -> u64 {
+        server
+            .domains
+            .iter()
+            .map(|domain| part(&domain.usage))
+            .sum()
+    };
+    Ok(format!(
+        "domains: {}\nnodes: {} in {} bytes\nwatches: {}\nconnections: {} in {} bytes\n",
+        server.domains.iter().count(),
+        sum(|usage| usage.nodes),
+        sum(|usage| usage.node_bytes),
+        sum(|usage| usage.watches),
+        server.connections.len(),
+        sum(|usage| usage.connection_bytes),
+    ))
+}
+
 fn print(_: &mut Server, _: Privileged, parameters: &[&[u8]]) -> Result<String, Errno> {
     let [text] = parameters else {
         return Err(Errno::EINVAL);
@@ -107,6 +142,11 @@ fn quota(server: &mut Server, _: Privileged, parameters: &[&[u8]]) -> Result<Str
     match parameters {
         [] => Ok(settings(server, |quota| quota != Quota::SoftMemory)),
         [b"set", name, limit] => set(server, name, limit),
+        [b"max"] => Ok(peaks(server)),
+        [b"max", b"-r"] => {
+            server.peaks = Peaks::default();
+            done()
+        }
         [domid] => usage(server, parse_domid(domid)?),
         _ => Err(Errno::EINVAL),
     }
@@ -132,6 +172,12 @@ fn settings(server: &Server, shown: impl Fn(Quota) -> bool) -> String {
     format!("Quota settings:\n{lines}")
 }
 
+fn peaks(server: &Server) -> String {
+    let line = |quota: Quota| format!("{:<17}: {:8}\n", quota.name(), server.peaks.get(quota));
+    let lines: String = MEASURED.into_iter().map(line).collect();
+    format!("Max. seen accounting values:\n{lines}")
+}
+
 fn set(server: &mut Server, name: &[u8], limit: &[u8]) -> Result<String, Errno> {
     let quota = Quota::from_name(name).ok_or(Errno::EINVAL)?;
     let limit = decimal(limit, u32::MAX)?;
@@ -144,27 +190,41 @@ fn set(server: &mut Server, name: &[u8], limit: &[u8]) -> Result<String, Errno> 
 
 fn usage(server: &Server, domid: DomId) -> Result<String, Errno> {
     let domain = server.domains.get(domid).ok_or(Errno::ENOENT)?;
-    let transactions = domain
-        .connection
-        .and_then(|conn| server.connections.get(&conn));
-    let transactions = transactions.map_or(0, |connection| connection.transactions.len());
-    let line = |(quota, used): (Quota, u64)| {
+    let line = |quota: Quota| {
         let limit = server.settings.quotas.of(&domain.overrides, quota);
-        let mark = if within(used, limit) { "" } else { " over" };
-        format!("{:<17}: {used:8} (max {limit:8}){mark}\n", quota.name())
+        format!(
+            "{:<17}: {:8} (max {limit:8})\n",
+            quota.name(),
+            used(server, domain, quota)
+        )
     };
-    let lines: String = used(domain, transactions).into_iter().map(line).collect();
+    let lines: String = MEASURED.into_iter().map(line).collect();
     Ok(format!("Domain {domid}:\n{lines}"))
 }
 
-fn used(domain: &Domain, transactions: usize) -> [(Quota, u64); 4] {
-    [
-        (Quota::Nodes, domain.usage.nodes),
-        (Quota::Watches, domain.usage.watches),
-        (
-            Quota::Transactions,
-            u64::try_from(transactions).unwrap_or(u64::MAX),
-        ),
-        (Quota::Memory, domain.usage.memory()),
-    ]
+/// The quotas of which a domain has so much at a time.
+const MEASURED: [Quota; 5] = [
+    Quota::Nodes,
+    Quota::Watches,
+    Quota::Outstanding,
+    Quota::Memory,
+    Quota::Transactions,
+];
+
+/// How much of one of [`MEASURED`] a domain has.
+fn used(server: &Server, domain: &Domain, quota: Quota) -> u64 {
+    let connection = domain
+        .connection
+        .and_then(|conn| server.connections.get(&conn));
+    let count = |part: fn(&Connection) -> usize| {
+        u64::try_from(connection.map_or(0, part)).unwrap_or(u64::MAX)
+    };
+    match quota {
+        Quota::Nodes => domain.usage.nodes,
+        Quota::Watches => domain.usage.watches,
+        Quota::Memory => domain.usage.memory(),
+        Quota::Outstanding => count(|connection| connection.outstanding.len()),
+        Quota::Transactions => count(|connection| connection.transactions.len()),
+        _ => 0,
+    }
 }

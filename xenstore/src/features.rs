@@ -13,6 +13,13 @@ impl Features {
     pub const WATCH_DEPTH: Self = Self(4);
     /// Permissions for every domain (`DOMID_ANY`).
     pub const DOMID_ANY: Self = Self(8);
+    /// Every feature with the name that the protocol gives it.
+    pub const NAMES: [(Self, &str); 4] = [
+        (Self::RECONNECTION, "RECONNECTION"),
+        (Self::ERROR, "ERROR"),
+        (Self::WATCH_DEPTH, "WATCHDEPTH"),
+        (Self::DOMID_ANY, "DOMID_ANY"),
+    ];
     /// All that this server has.
     pub const ALL: Self = Self(15);
 

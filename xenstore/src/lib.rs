@@ -25,6 +25,8 @@ mod acl;
 mod answer;
 mod connection;
 mod control;
+#[cfg(test)]
+mod coverage;
 mod database;
 mod domain;
 mod effects;
@@ -40,6 +42,7 @@ mod request;
 mod server;
 mod store;
 mod time;
+mod trace;
 mod transaction;
 mod tree;
 mod watch;

@@ -154,6 +154,22 @@ impl Overrides {
     }
 }
 
+/// The most that any unprivileged domain has had.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Peaks([u64; COUNT]);
+
+impl Peaks {
+    pub(crate) fn note(&mut self, quota: Quota, value: u64) {
+        if let Some(peak) = self.0.get_mut(quota as usize) {
+            *peak = value.max(*peak);
+        }
+    }
+
+    pub(crate) fn get(&self, quota: Quota) -> u64 {
+        self.0.get(quota as usize).copied().unwrap_or_default()
+    }
+}
+
 /// Whether `count` is within `limit`.
 pub(crate) fn within(count: u64, limit: u32) -> bool {
     limit == 0 || count <= u64::from(limit)

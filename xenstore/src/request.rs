@@ -20,10 +20,9 @@ use crate::wire::{Errno, Kind, decimal, exactly, one, strings};
 impl Server {
     /// Answers a request: type, privilege and transaction are judged first, in this order (protocol.md section 2).
     pub(crate) fn answer(&mut self, conn: ConnId, request: &Request) -> Result<Answer, Refusal> {
-        let kind = Kind::from_number(request.header.kind).ok_or(Errno::ENOSYS)?;
-        if matches!(kind, Kind::WatchEvent | Kind::Error | Kind::Restrict) {
-            return Err(Errno::ENOSYS.into());
-        }
+        let kind = Kind::from_number(request.header.kind)
+            .filter(|kind| is_served(*kind))
+            .ok_or(Errno::ENOSYS)?;
         let subject = self.subject(conn).ok_or(Errno::EIO)?;
         let privileged = Privileged::grant(subject.privileged);
         if privilege::is_needed(kind) && privileged.is_none() {
@@ -242,6 +241,11 @@ impl Server {
         self.client(conn)
             .is_some_and(|domain| domain.features.has(feature))
     }
+}
+
+/// Whether a client may send this type at all.
+pub(crate) fn is_served(kind: Kind) -> bool {
+    !matches!(kind, Kind::WatchEvent | Kind::Error | Kind::Restrict)
 }
 
 fn domain_path(payload: &[u8]) -> Result<Answer, Refusal> {

@@ -15,7 +15,7 @@ use crate::domain::{Domain, Domains};
 use crate::features::Features;
 use crate::ids::{ConnId, DomId, EvtchnPort, Identity, Ticket};
 use crate::output::{Cause, Debt};
-use crate::quota::{Quota, Quotas, within};
+use crate::quota::{Peaks, Quota, Quotas, within};
 use crate::store::Store;
 use crate::time::Instant;
 use crate::watch::{WatchId, Watches};
@@ -133,6 +133,10 @@ pub struct Server {
     pub(crate) deadlines: BTreeSet<(Instant, ConnId)>,
     runnable: VecDeque<ConnId>,
     ready: VecDeque<ConnId>,
+    /// The most of each that was seen, for the administrator.
+    pub(crate) peaks: Peaks,
+    /// Each request and reply gets a line in the log.
+    pub(crate) traces: bool,
     /// Counts the events that were queued.
     pub(crate) events: u64,
     opened: u64,
@@ -201,6 +205,8 @@ impl Server {
             deadlines: BTreeSet::new(),
             runnable: VecDeque::new(),
             ready: VecDeque::new(),
+            peaks: Peaks::default(),
+            traces: false,
             events: 0,
             opened: 0,
             asked: 0,
@@ -311,6 +317,9 @@ impl Server {
             .subject(conn)
             .filter(|subject| !subject.privileged)
             .map(|_| cause);
+        if self.traces {
+            self.trace_request(conn, &request);
+        }
         let cost = cost_of(&request);
         let events = self.events;
         match self.answer(conn, &request) {
@@ -400,6 +409,9 @@ impl Server {
             len,
             ..header
         };
+        if self.traces {
+            self.trace_reply(conn, header.kind, &payload);
+        }
         if let Some(connection) = self.connections.get_mut(&conn) {
             connection.absent.clear();
             let bytes = connection.output.reply(header, &payload, self.cause);
@@ -565,6 +577,16 @@ impl Server {
         {
             domain.usage.connection_bytes = connection.footprint();
             domain.usage.watches = connection.watches;
+            let memory = domain.usage.memory();
+            if !self.domains.is_privileged(connection.home) {
+                let count = |items: usize| u64::try_from(items).unwrap_or(u64::MAX);
+                self.peaks.note(Quota::Memory, memory);
+                self.peaks.note(Quota::Watches, connection.watches);
+                self.peaks
+                    .note(Quota::Transactions, count(connection.transactions.len()));
+                self.peaks
+                    .note(Quota::Outstanding, count(connection.outstanding.len()));
+            }
         }
     }
 

@@ -9,6 +9,7 @@ use crate::domain::{Domains, Usage};
 use crate::effects::{Charge, Editor, Effects, footprint_of};
 use crate::ids::Generation;
 use crate::path::Path;
+use crate::quota::{Peaks, Quota};
 use crate::server::Server;
 use crate::tree::{Node, Tree, Value, visit};
 
@@ -59,7 +60,7 @@ impl Store {
 impl Server {
     /// Takes the effects of a change that the store's tree has: the ledger first, then the watchers.
     pub(crate) fn commit(&mut self, mut effects: Effects) {
-        let exact = post(&mut self.domains, &mut effects);
+        let exact = post(&mut self.domains, &mut self.peaks, &mut effects);
         if !exact {
             log::error!("accounts were wrong and are counted again");
             self.recount();
@@ -107,8 +108,9 @@ impl Server {
 }
 
 /// Posts the charges and estates to the domains' accounts; `false` if an account would fall below zero.
-fn post(domains: &mut Domains, effects: &mut Effects) -> bool {
+fn post(domains: &mut Domains, peaks: &mut Peaks, effects: &mut Effects) -> bool {
     let mut exact = true;
+    let privileged = domains.privileged();
     for (owner, charge) in effects.charges() {
         if let Some(domain) = domains.alive_mut(owner) {
             let nodes = domain.usage.nodes.checked_add_signed(charge.nodes);
@@ -116,6 +118,9 @@ fn post(domains: &mut Domains, effects: &mut Effects) -> bool {
             exact &= nodes.is_some() && bytes.is_some();
             domain.usage.nodes = nodes.unwrap_or_default();
             domain.usage.node_bytes = bytes.unwrap_or_default();
+            if owner != privileged {
+                peaks.note(Quota::Nodes, domain.usage.nodes);
+            }
         }
     }
     for transfer in effects.transfers() {

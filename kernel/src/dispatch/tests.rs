@@ -739,10 +739,7 @@ mod hints {
         host.xen.advance(Duration::from_secs(3));
         dom0.write("/local/domain/5/key", "value");
         let due = host.xen.time().after(Duration::from_secs(20));
-        while host.xen.time() < due {
-            host.sleep();
-            host.settle();
-        }
+        host.pass(Duration::from_secs(20));
         assert_eq!(host.xen.time(), due);
         guest.page.store(2056, cons);
         assert_eq!(guest.take_events(), [], "left unread for 20 s");

@@ -1,0 +1,93 @@
+//! Keeps `docs/protocol-coverage.md` in step with the tables in the code: the document is what this test would write.
+//!
+//! `UPDATE_DOCS=1 cargo test -p xenstore coverage` writes it.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use crate::control;
+use crate::database::is_database;
+use crate::features::Features;
+use crate::privilege;
+use crate::quota::{Quota, Quotas};
+use crate::request::is_served;
+use crate::wire::Kind;
+
+const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/protocol-coverage.md");
+
+#[test]
+fn the_document_says_what_the_tables_say() {
+    let document = Path::new(DOCUMENT);
+    let expected = document_text();
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(document, &expected).unwrap();
+    }
+    let found = std::fs::read_to_string(document).unwrap_or_default();
+    assert!(
+        found == expected,
+        "docs/protocol-coverage.md is not in step; UPDATE_DOCS=1 cargo test -p xenstore coverage writes it"
+    );
+}
+
+fn document_text() -> String {
+    let mut text = String::from(
+        "# What of the protocol is served\n\nWritten by a test from the tables in the code; do not edit.\n",
+    );
+    requests(&mut text);
+    commands(&mut text);
+    quotas(&mut text);
+    features(&mut text);
+    text
+}
+
+fn requests(text: &mut String) {
+    text.push_str("\n## Message types\n\n| number | type | state | who | in a transaction |\n|---|---|---|---|---|\n");
+    for kind in Kind::ALL {
+        let number = kind.number();
+        if is_served(*kind) {
+            let who = if privilege::is_needed(*kind) {
+                "privileged"
+            } else {
+                "everyone"
+            };
+            let place = if is_database(*kind) {
+                "part of it"
+            } else {
+                "not part of it"
+            };
+            writeln!(text, "| {number} | {kind} | served | {who} | {place} |").unwrap();
+        } else {
+            writeln!(text, "| {number} | {kind} | ENOSYS | | |").unwrap();
+        }
+    }
+    text.push_str("\nEvery other number is answered with ENOSYS.\n");
+}
+
+fn commands(text: &mut String) {
+    text.push_str("\n## CONTROL commands\n\n| command | parameters |\n|---|---|\n");
+    for (name, parameters) in control::commands() {
+        let parameters = parameters.replace('|', "\\|");
+        let parameters = if parameters.is_empty() {
+            parameters
+        } else {
+            format!("`{parameters}`")
+        };
+        writeln!(text, "| `{name}` | {parameters} |").unwrap();
+    }
+    text.push_str("\nEvery other command is answered with EINVAL.\n");
+}
+
+fn quotas(text: &mut String) {
+    text.push_str("\n## Quotas\n\n| quota | default | limits |\n|---|---|---|\n");
+    for quota in Quota::all() {
+        let default = Quotas::default().get(quota);
+        writeln!(text, "| {} | {default} | {} |", quota.name(), quota.help()).unwrap();
+    }
+}
+
+fn features(text: &mut String) {
+    text.push_str("\n## Features\n\n| bit | name |\n|---|---|\n");
+    for (feature, name) in Features::NAMES {
+        writeln!(text, "| {} | {name} |", feature.bits().trailing_zeros()).unwrap();
+    }
+}
