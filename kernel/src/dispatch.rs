@@ -7,7 +7,7 @@
 
 use core::fmt;
 
-use log::{debug, error, info, warn};
+use log::{error, info, warn};
 use xenstore::{
     Action, ConnId, DomId, DomainEvent, Errno, EvtchnPort, Features, GrantRef, Identity, Instant,
     Outcome, Progress, ProtocolFault, Server, UniqueId,
@@ -287,7 +287,10 @@ impl<X: Xen> Dispatcher<X> {
                     };
                     self.server.handle_completed(ticket, outcome);
                 }
-                Action::Disconnect { domid } => self.disconnect(domid),
+                Action::Disconnect { domid } => {
+                    self.disconnect(domid);
+                    info!("domain {domid} released");
+                }
                 Action::Identify { ticket, domid } => {
                     let outcome = match self.xen.domain(domid) {
                         Ok(info) => Outcome::Identified(info.map(|info| info.identity)),
@@ -353,7 +356,7 @@ impl<X: Xen> Dispatcher<X> {
         ring.reset();
         self.links
             .insert(Link::new(identity, conn, local, ring, features));
-        debug!("domain {domid}: connected, port {}", port.0);
+        info!("domain {domid} introduced, port {}", port.0);
         Ok(identity)
     }
 

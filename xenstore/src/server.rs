@@ -483,6 +483,7 @@ impl Server {
         if let Some(domain) = self.domains.alive_mut(incarnation) {
             domain.connection = Some(conn);
         }
+        self.account(conn);
         self.announce(conn);
     }
 
