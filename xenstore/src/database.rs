@@ -5,6 +5,7 @@
 use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
+use core::iter;
 
 use crate::acl::{self, Acl, Entry, Holder, Incarnation, Letter, Right, Subject};
 use crate::answer::Answer;
@@ -12,7 +13,7 @@ use crate::domain::{Domain, Domains};
 use crate::effects::{Editor, Effects, footprint};
 use crate::features::Features;
 use crate::ids::{DomId, EvtchnPort, Generation};
-use crate::path::Path;
+use crate::path::{Components, Path};
 use crate::quota::{Quota, Quotas, within};
 use crate::tree::{Node, Tree, Value, listed_size};
 use crate::wire::{Errno, Kind, PAYLOAD_MAX, decimal, exactly, one, strings};
@@ -140,8 +141,7 @@ impl Work<'_, '_> {
             .get(path.len().saturating_add(1)..)
             .unwrap_or_default();
         let path = self.node_path(path)?;
-        if self.exists(&path)? {
-            let node = self.allowed(&path, Right::Write)?;
+        if let Some(node) = self.find(&path, Right::Write)? {
             let size = node_size(node, value.len(), node.children().list_size());
             let grown = value.len().saturating_sub(node.value.as_bytes().len());
             self.check_size(size)?;
@@ -155,9 +155,7 @@ impl Work<'_, '_> {
 
     fn mkdir(&mut self, payload: &[u8]) -> Result<Answer, Refusal> {
         let path = self.node_path(one(payload)?)?;
-        if self.exists(&path)? {
-            self.allowed(&path, Right::Write)?;
-        } else {
+        if self.find(&path, Right::Write)?.is_none() {
             self.create(&path, &[])?;
         }
         Ok(Answer::Done)
@@ -165,11 +163,13 @@ impl Work<'_, '_> {
 
     fn rm(&mut self, payload: &[u8]) -> Result<Answer, Refusal> {
         let path = self.node_path(one(payload)?)?;
-        match (self.allowed(&path, Right::Write).map(drop), path.parent()) {
-            (Ok(()), None) => return Err(Errno::EINVAL.into()),
-            (Ok(()), Some(_)) => self.edit().remove(&path),
-            (Err(Refusal::Errno(Errno::ENOENT)), Some(parent)) if self.exists(&parent)? => {}
-            (Err(refusal), _) => return Err(refusal),
+        let exists = self.find(&path, Right::Write)?.is_some();
+        let parent = path.parent().ok_or(Errno::EINVAL)?;
+        if exists {
+            self.edit().remove(&path);
+        } else {
+            self.touch(&parent)?;
+            self.tree.get(&parent).ok_or(Errno::ENOENT)?;
         }
         Ok(Answer::Done)
     }
@@ -226,25 +226,23 @@ impl Work<'_, '_> {
     /// Creates a node and what is missing above it, all of it or nothing (protocol.md sections 5.4 and 6).
     fn create(&mut self, path: &Path, value: &[u8]) -> Result<(), Refusal> {
         let subject = self.subject();
-        let (nearest, depth) = self.tree.nearest(path);
-        if !nearest.acl.allows(&subject, Right::Write) {
-            return Err(Errno::EACCES.into());
-        }
+        let (nearest, missing) = self.tree.nearest(path);
         let acl = if subject.privileged || nearest.acl.owner() == subject.incarnation {
             Rc::clone(&nearest.acl)
         } else {
             Rc::new(nearest.acl.owned_by(subject.incarnation))
         };
-        let missing: Vec<&str> = path.components().skip(depth).collect();
-        self.check_growth(nearest, &missing, value, &acl)?;
-        let mut silent = Vec::new();
-        let mut ancestor = prefix(path, depth);
-        self.touch(&ancestor)?;
-        for name in missing.iter().take(missing.len().saturating_sub(1)) {
-            ancestor = ancestor.join(name);
-            self.touch(&ancestor)?;
-            silent.push(ancestor.clone());
+        let levels = missing.clone().count();
+        self.check_growth(nearest, missing, value, &acl)?;
+        let mut silent: Vec<Path> = iter::successors(path.parent(), Path::parent)
+            .take(levels)
+            .collect();
+        silent.reverse();
+        for path in &silent {
+            self.touch(path)?;
         }
+        // The first of them is the one that exists.
+        silent.drain(..silent.len().min(1));
         for parent in &silent {
             self.edit()
                 .create(parent, Value::default(), Rc::clone(&acl), true);
@@ -257,14 +255,14 @@ impl Work<'_, '_> {
     fn check_growth(
         &self,
         nearest: &Node,
-        missing: &[&str],
+        missing: Components<'_>,
         value: &[u8],
         acl: &Acl,
     ) -> Result<(), Errno> {
         if self.subject().privileged {
             return Ok(());
         }
-        let added = u64::try_from(missing.len()).unwrap_or(u64::MAX);
+        let added = u64::try_from(missing.clone().count()).unwrap_or(u64::MAX);
         let pending = self.effects.charge_of(self.subject().incarnation);
         let owned = self
             .setting
@@ -313,30 +311,30 @@ impl Work<'_, '_> {
         }
     }
 
-    /// The node, if the client has `right` to it. What it may not see, it may not miss either (protocol.md section 5.3).
+    /// The node, which must exist, if the client has `right` to it.
     fn allowed(&mut self, path: &Path, right: Right) -> Result<&Node, Refusal> {
+        self.find(path, right)?.ok_or(Errno::ENOENT.into())
+    }
+
+    /// The node, if it exists and the client has `right` to it; none, if it has that right to the nearest node above where it is
+    /// missing. What a client may not see, it may not miss either (protocol.md section 5.3).
+    fn find(&mut self, path: &Path, right: Right) -> Result<Option<&Node>, Refusal> {
         self.touch(path)?;
         let subject = self.subject();
-        let (nearest, depth) = self.tree.nearest(path);
+        let (nearest, mut missing) = self.tree.nearest(path);
         if !nearest.acl.allows(&subject, right) {
             return Err(Errno::EACCES.into());
         }
-        if path.components().count() > depth {
-            return Err(Errno::ENOENT.into());
-        }
-        Ok(nearest)
-    }
-
-    fn exists(&mut self, path: &Path) -> Result<bool, Refusal> {
-        self.touch(path)?;
-        Ok(self.tree.get(path).is_some())
+        Ok(missing.next().is_none().then_some(&**nearest))
     }
 
     fn touch(&mut self, path: &Path) -> Result<(), Errno> {
+        if self.touched.is_none() {
+            return Ok(());
+        }
         let limit = self.limit(Quota::TransactionNodes);
-        self.touched
-            .as_mut()
-            .map_or(Ok(()), |touched| touched.add(path, limit))
+        let touched = self.touched.as_mut();
+        touched.map_or(Ok(()), |touched| touched.add(path, limit))
     }
 
     fn edit(&mut self) -> Editor<'_> {
@@ -398,13 +396,6 @@ pub(crate) fn is_database(kind: Kind) -> bool {
             | Kind::SetPerms
             | Kind::DirectoryPart
     )
-}
-
-/// The first `depth` names of a path.
-fn prefix(path: &Path, depth: usize) -> Path {
-    path.components()
-        .take(depth)
-        .fold(Path::known("/"), |path, name| path.join(name))
 }
 
 fn node_size(node: &Node, value: usize, list: usize) -> usize {

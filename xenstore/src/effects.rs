@@ -21,7 +21,8 @@ const ENTRY_BYTES: u64 = 24;
 #[derive(Default)]
 pub(crate) struct Effects {
     changes: Vec<Change>,
-    charges: BTreeMap<Incarnation, Charge>,
+    /// Sorted by owner.
+    charges: Vec<(Incarnation, Charge)>,
     estates: Vec<Transfer>,
 }
 
@@ -54,11 +55,15 @@ impl Effects {
     }
 
     pub(crate) fn charges(&self) -> impl Iterator<Item = (Incarnation, Charge)> {
-        self.charges.iter().map(|(owner, charge)| (*owner, *charge))
+        self.charges.iter().copied()
     }
 
     pub(crate) fn charge_of(&self, owner: Incarnation) -> Charge {
-        self.charges.get(&owner).copied().unwrap_or_default()
+        let at = self.charges.partition_point(|(other, _)| *other < owner);
+        match self.charges.get(at) {
+            Some((other, charge)) if *other == owner => *charge,
+            _ => Charge::default(),
+        }
     }
 
     pub(crate) fn transfers(&mut self) -> impl Iterator<Item = Transfer> {
@@ -93,9 +98,14 @@ impl Effects {
     }
 
     fn charge(&mut self, owner: Incarnation, nodes: i64, bytes: i64) {
-        let charge = self.charges.entry(owner).or_default();
-        charge.nodes = charge.nodes.saturating_add(nodes);
-        charge.bytes = charge.bytes.saturating_add(bytes);
+        let at = self.charges.partition_point(|(other, _)| *other < owner);
+        match self.charges.get_mut(at) {
+            Some((other, charge)) if *other == owner => {
+                charge.nodes = charge.nodes.saturating_add(nodes);
+                charge.bytes = charge.bytes.saturating_add(bytes);
+            }
+            _ => self.charges.insert(at, (owner, Charge { nodes, bytes })),
+        }
     }
 
     fn transfer(&mut self, owner: Incarnation, path: &Path, gained: bool) {
@@ -152,10 +162,10 @@ impl Editor<'_> {
         let Some(node) = self.tree.get_mut(path) else {
             return;
         };
-        let before = footprint_of(path, node);
+        let size = |value: &Value| i64::try_from(value.as_bytes().len()).unwrap_or(i64::MAX);
+        let grown = size(&value).saturating_sub(size(&node.value));
         node.value = value;
         node.generation = generation;
-        let grown = footprint_of(path, node).saturating_sub(before);
         self.effects.charge(node.acl.owner(), 0, grown);
         self.told(path, false, None);
     }
@@ -226,8 +236,7 @@ impl Editor<'_> {
     }
 
     fn owner_above(&self, path: &Path) -> Option<Incarnation> {
-        let parent = self.tree.get(&path.parent()?)?;
-        Some(parent.acl.owner())
+        self.tree.parent(path).map(|parent| parent.acl.owner())
     }
 
     fn told(&mut self, path: &Path, removed: bool, old: Option<Rc<Node>>) {

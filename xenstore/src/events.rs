@@ -8,7 +8,7 @@ use crate::acl::{Right, Subject};
 use crate::effects::Change;
 use crate::ids::{ConnId, DomId};
 use crate::output::Event;
-use crate::path::{Path, components};
+use crate::path::{Components, Path};
 use crate::quota::{Quota, within};
 use crate::server::{Server, fits};
 use crate::tree::{Node, descend};
@@ -47,11 +47,11 @@ impl Server {
             let Some((watch, subject)) = self.watcher(id) else {
                 continue;
             };
-            let Some(node) = descend(removed, components(&way)) else {
+            let Some(node) = descend(removed, Components::of(&way)) else {
                 continue;
             };
             let above = way.rsplit_once('/').map_or("", |(above, _)| above);
-            let parent = descend(removed, components(above));
+            let parent = descend(removed, Components::of(above));
             if [Some(node), parent]
                 .into_iter()
                 .flatten()
@@ -66,8 +66,7 @@ impl Server {
     /// Whether a watcher may read the node, as it is or as it was, or its parent (protocol.md section 8).
     fn may_hear(&self, subject: &Subject, change: &Change) -> bool {
         let tree = &self.store.tree;
-        let parent = change.path.parent();
-        let parent = parent.as_ref().and_then(|parent| tree.get(parent));
+        let parent = tree.parent(&change.path);
         [tree.get(&change.path), change.old.as_ref(), parent]
             .into_iter()
             .flatten()

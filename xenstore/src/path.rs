@@ -26,17 +26,16 @@ impl Path {
     /// # Errors
     /// EINVAL for characters outside `[A-Za-z0-9-/_@]`, empty components, a trailing `/`, or too many bytes.
     pub fn parse(written: &[u8], home: DomId, limit: u32) -> Result<Self, Errno> {
-        let written = core::str::from_utf8(written).map_err(|_| Errno::EINVAL)?;
-        if !written.bytes().all(is_path_byte) {
+        if !is_well_formed(written) {
             return Err(Errno::EINVAL);
         }
-        let path: Rc<str> = if is_relative(written.as_bytes()) {
-            format!("{HOMES}{home}/{written}").into()
+        let text = core::str::from_utf8(written).map_err(|_| Errno::EINVAL)?;
+        let path: Rc<str> = if is_relative(written) {
+            format!("{HOMES}{home}/{text}").into()
         } else {
-            written.into()
+            text.into()
         };
-        let misshapen = path.contains("//") || (path.len() > 1 && path.ends_with('/'));
-        if misshapen || path.len() > ABSOLUTE_MAX || exceeds(&path, limit) {
+        if path.len() > ABSOLUTE_MAX || exceeds(&path, limit) {
             return Err(Errno::EINVAL);
         }
         Ok(Self(path))
@@ -86,25 +85,21 @@ impl Path {
     }
 
     /// The names from the top down; none for `/`.
-    pub fn components(&self) -> impl Iterator<Item = &str> {
-        components(&self.0)
+    pub fn components(&self) -> Components<'_> {
+        Components::of(&self.0)
     }
 
-    /// The path one level up and the last name; `None` for `/`.
+    /// The text of the path one level up (empty for `/`), and the last name; `None` for `/`.
     #[must_use]
-    pub fn split(&self) -> Option<(Self, &str)> {
-        let (parent, name) = self.0.rsplit_once('/')?;
-        if name.is_empty() {
-            return None;
-        }
-        let parent = if parent.is_empty() { "/" } else { parent };
-        Some((Self::known(parent), name))
+    pub(crate) fn split(&self) -> Option<(&str, &str)> {
+        self.0.rsplit_once('/').filter(|(_, name)| !name.is_empty())
     }
 
     /// The path one level up; `None` for `/`.
     #[must_use]
     pub fn parent(&self) -> Option<Self> {
-        self.split().map(|(parent, _)| parent)
+        let (parent, _) = self.split()?;
+        Some(Self::known(if parent.is_empty() { "/" } else { parent }))
     }
 
     /// The path of `name` below this one.
@@ -134,9 +129,47 @@ pub(crate) fn is_relative(written: &[u8]) -> bool {
     !matches!(written.first(), Some(b'/' | b'@'))
 }
 
-/// The names of an absolute path.
-pub(crate) fn components(path: &str) -> impl Iterator<Item = &str> {
-    path.split('/').filter(|name| !name.is_empty())
+/// The names of a path from the top down.
+#[derive(Clone)]
+pub struct Components<'a> {
+    rest: &'a str,
+}
+
+impl<'a> Components<'a> {
+    /// The names of an absolute path, a special name, or the empty text.
+    pub(crate) fn of(path: &'a str) -> Self {
+        Self {
+            rest: path.strip_prefix('/').unwrap_or(path),
+        }
+    }
+}
+
+impl<'a> Iterator for Components<'a> {
+    type Item = &'a str;
+
+    fn next(&mut self) -> Option<&'a str> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let (name, rest) = match self.rest.bytes().position(|byte| byte == b'/') {
+            Some(at) => (self.rest.get(..at)?, self.rest.get(at.saturating_add(1)..)?),
+            None => (self.rest, ""),
+        };
+        self.rest = rest;
+        Some(name)
+    }
+}
+
+/// Whether a path as written has only allowed characters, no empty component, and no `/` at its end but that of `/` itself.
+fn is_well_formed(written: &[u8]) -> bool {
+    let mut last = 0;
+    for byte in written {
+        if !is_path_byte(*byte) || (*byte == b'/' && last == b'/') {
+            return false;
+        }
+        last = *byte;
+    }
+    last != 0 && (last != b'/' || written.len() == 1)
 }
 
 fn is_path_byte(byte: u8) -> bool {
@@ -144,8 +177,8 @@ fn is_path_byte(byte: u8) -> bool {
 }
 
 fn exceeds(path: &str, limit: u32) -> bool {
-    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    limit != 0 && counted(path).len() > limit
+    let most = usize::try_from(limit).unwrap_or(usize::MAX);
+    limit != 0 && counted(path).len() > most
 }
 
 /// The part of a path that `path-max` counts: all but a leading `/local/domain/<1 to 5 digits>/`.
@@ -236,9 +269,14 @@ mod tests {
     #[test]
     fn a_path_splits_into_parent_and_name() {
         let path = |text| Path::known(text);
-        assert_eq!(path("/a/b").split(), Some((path("/a"), "b")));
-        assert_eq!(path("/a").split(), Some((path("/"), "a")));
+        assert_eq!(path("/a/b").split(), Some(("/a", "b")));
+        assert_eq!(path("/a").split(), Some(("", "a")));
         assert_eq!(path("/").split(), None);
+        assert_eq!(path("/a/b").parent(), Some(path("/a")));
+        assert_eq!(path("/a").parent(), Some(path("/")));
+        assert_eq!(path("/").parent(), None);
+        assert!(path("/a/b").components().eq(["a", "b"]));
+        assert_eq!(path("/").components().next(), None);
         assert_eq!(path("/").join("a"), path("/a"));
         assert_eq!(path("/a").join("b"), path("/a/b"));
     }

@@ -7,7 +7,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::ids::{ConnId, DomId};
-use crate::path::{Path, components};
+use crate::path::Path;
 
 /// Bytes that a watch costs besides its path and token.
 const WATCH_BYTES: u64 = 256;
@@ -214,7 +214,7 @@ impl Index {
     /// Takes a watch out, and the spots that nothing needs any more.
     fn remove(&mut self, path: &Path, id: WatchId) {
         let mut way = Vec::from([(Self::start(path), "")]);
-        for name in components(path.as_str()) {
+        for name in path.components() {
             let last = way.last().and_then(|(place, _)| self.spots.get(place));
             let Some(next) = last.and_then(|spot| spot.below.get(name)) else {
                 return;

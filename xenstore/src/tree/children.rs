@@ -71,7 +71,12 @@ impl Children {
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<&Rc<Node>> {
-        self.by_age.get(&self.age(name)?).map(|child| &child.node)
+        let child = if self.is_indexed() {
+            self.by_age.get(self.by_name.get(name)?)?
+        } else {
+            self.by_age.find(|child| &*child.name == name)?.1
+        };
+        Some(&child.node)
     }
 
     pub(super) fn get_mut(&mut self, name: &str) -> Option<&mut Rc<Node>> {
@@ -115,9 +120,7 @@ impl Children {
         if self.is_indexed() {
             return self.by_name.get(name).copied();
         }
-        self.by_age
-            .iter()
-            .find(|(_, child)| &*child.name == name)
-            .map(|(age, _)| *age)
+        let found = self.by_age.find(|child| &*child.name == name);
+        found.map(|(age, _)| *age)
     }
 }

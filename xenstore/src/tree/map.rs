@@ -100,6 +100,17 @@ impl<K: Ord + Clone, V: Clone + Weigh> Map<K, V> {
         }
     }
 
+    /// The first entry in order whose value is `wanted`, by looking at each: for maps of a few entries.
+    pub(super) fn find(&self, wanted: impl Fn(&V) -> bool) -> Option<(&K, &V)> {
+        match self.root.as_deref()? {
+            Block::Leaf(entries) => entries
+                .iter()
+                .find(|(_, value)| wanted(value))
+                .map(|(key, value)| (key, value)),
+            Block::Branch(_) => self.iter().find(|(_, value)| wanted(value)),
+        }
+    }
+
     /// Puts a value, giving back the one it replaces.
     pub(super) fn insert(&mut self, key: K, value: V) -> Option<V> {
         let added = value.weight();

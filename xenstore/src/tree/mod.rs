@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 
 use crate::acl::{Acl, Incarnation};
 use crate::ids::Generation;
-use crate::path::Path;
+use crate::path::{Components, Path};
 
 pub(crate) use children::{Children, listed_size};
 
@@ -88,40 +88,39 @@ impl Tree {
         descend(self.start(path), path.components())
     }
 
-    /// The deepest node that exists on the way to `path`, and how many names of the path lead to it.
-    pub(crate) fn nearest(&self, path: &Path) -> (&Rc<Node>, usize) {
+    /// The node above `path`; none above `/`.
+    pub(crate) fn parent(&self, path: &Path) -> Option<&Rc<Node>> {
+        let (parent, _) = path.split()?;
+        descend(&self.root, Components::of(parent))
+    }
+
+    /// The deepest node that exists on the way to `path`, and the names that lead on from there: none if that is the node itself.
+    pub(crate) fn nearest<'p>(&self, path: &'p Path) -> (&Rc<Node>, Components<'p>) {
         let mut node = self.start(path);
-        let mut depth = 0_usize;
-        for name in path.components() {
-            let Some(child) = node.children.get(name) else {
-                break;
-            };
-            node = child;
-            depth = depth.saturating_add(1);
+        let mut names = path.components();
+        loop {
+            let missing = names.clone();
+            match names.next().map(|name| node.children.get(name)) {
+                Some(Some(child)) => node = child,
+                Some(None) | None => return (node, missing),
+            }
         }
-        (node, depth)
     }
 
     /// The node to change; its children are changed by [`Tree::insert`] and [`Tree::remove`] only.
     pub(crate) fn get_mut(&mut self, path: &Path) -> Option<&mut Node> {
-        // Looking first keeps a path that does not exist from copying what it shares.
-        self.get(path)?;
         let start = if path.is_special() {
             &mut self.specials
         } else {
             &mut self.root
         };
-        let mut node = Rc::make_mut(start);
-        for name in path.components() {
-            node = Rc::make_mut(node.children.get_mut(name)?);
-        }
-        Some(node)
+        descend_mut(start, path.components())
     }
 
     /// Adds a node below its parent, which must exist. The parent's generation becomes the node's.
     pub(crate) fn insert(&mut self, path: &Path, node: Node) {
         if let Some((parent, name)) = path.split()
-            && let Some(parent) = self.get_mut(&parent)
+            && let Some(parent) = descend_mut(&mut self.root, Components::of(parent))
         {
             parent.generation = node.generation;
             parent.children.insert(name, Rc::new(node));
@@ -138,7 +137,7 @@ impl Tree {
     /// Cuts a node off with all below it.
     pub(crate) fn remove(&mut self, path: &Path, generation: Generation) -> Option<Rc<Node>> {
         let (parent, name) = path.split()?;
-        let parent = self.get_mut(&parent)?;
+        let parent = descend_mut(&mut self.root, Components::of(parent))?;
         let node = parent.children.remove(name)?;
         parent.generation = generation;
         Some(node)
@@ -154,13 +153,19 @@ impl Tree {
 }
 
 /// The node that `names` lead to from `node`.
-pub(crate) fn descend<'a, 'n>(
-    node: &'a Rc<Node>,
-    names: impl Iterator<Item = &'n str>,
-) -> Option<&'a Rc<Node>> {
+pub(crate) fn descend<'a>(node: &'a Rc<Node>, names: Components<'_>) -> Option<&'a Rc<Node>> {
     let mut node = node;
     for name in names {
         node = node.children.get(name)?;
+    }
+    Some(node)
+}
+
+/// As [`descend`], to change the node: what it shares with other trees on the way is copied.
+fn descend_mut<'a>(node: &'a mut Rc<Node>, names: Components<'_>) -> Option<&'a mut Node> {
+    let mut node = Rc::make_mut(node);
+    for name in names {
+        node = Rc::make_mut(node.children.get_mut(name)?);
     }
     Some(node)
 }
