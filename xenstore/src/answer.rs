@@ -7,6 +7,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::ids::Generation;
+use crate::output::Payload;
 use crate::tree::{Children, Value, listed_size};
 use crate::wire::PAYLOAD_MAX;
 
@@ -49,18 +50,18 @@ impl PartialEq for Answer {
 
 impl Answer {
     /// The payload of the reply. It may be too long for one, except for a part, which is cut to fit.
-    pub(crate) fn encode(&self) -> Vec<u8> {
+    pub(crate) fn into_payload(self) -> Payload {
         match self {
-            Self::Done => b"OK\0".to_vec(),
-            Self::Value(value) => value.as_bytes().to_vec(),
-            Self::Names(children) => children.names().flat_map(listed).collect(),
+            Self::Done => Payload::Fixed("OK\0"),
+            Self::Value(value) => Payload::Value(value),
+            Self::Names(children) => Payload::Bytes(list(&children)),
             Self::Part {
                 generation,
                 children,
                 offset,
-            } => part(*generation, children, *offset),
-            Self::Permissions(shown) => shown.clone().into_bytes(),
-            Self::Text(text) => listed(text).collect(),
+            } => Payload::Bytes(part(generation, &children, offset)),
+            Self::Permissions(shown) => Payload::Bytes(shown.into_bytes()),
+            Self::Text(text) => Payload::Bytes(listed(&text).collect()),
         }
     }
 
@@ -73,6 +74,15 @@ impl Answer {
             Self::Done | Self::Text(_) => 0,
         }
     }
+}
+
+fn list(children: &Children) -> Vec<u8> {
+    let mut payload = Vec::with_capacity(children.list_size());
+    for name in children.names() {
+        payload.extend_from_slice(name.as_bytes());
+        payload.push(0);
+    }
+    payload
 }
 
 fn listed(name: &str) -> impl Iterator<Item = u8> {

@@ -152,6 +152,9 @@ impl Input {
             return Ok(taken);
         }
         let missing = self.missing()?;
+        if self.payload.is_empty() {
+            self.payload.reserve_exact(missing);
+        }
         let body = bytes.get(taken..).unwrap_or_default();
         let body = body.get(..missing).unwrap_or(body);
         self.payload.extend_from_slice(body);

@@ -50,6 +50,11 @@ pub(crate) struct Transfer {
 }
 
 impl Effects {
+    /// Whether nothing was changed.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.changes.is_empty() && self.charges.is_empty()
+    }
+
     pub(crate) fn changes(&self) -> &[Change] {
         &self.changes
     }

@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 
 use crate::ids::ConnId;
 use crate::time::Instant;
+use crate::tree::Value;
 use crate::watch::WatchId;
 use crate::wire::{HEADER_SIZE, Header, Kind};
 
@@ -52,9 +53,32 @@ pub(crate) struct Output {
     bytes: u64,
 }
 
+/// The bytes of a message behind its header, shared with whoever has them already.
+pub(crate) enum Payload {
+    Fixed(&'static str),
+    Bytes(Vec<u8>),
+    Value(Value),
+    Event(Rc<[u8]>),
+}
+
+impl Payload {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Fixed(text) => text.as_bytes(),
+            Self::Bytes(bytes) => bytes,
+            Self::Value(value) => value.as_bytes(),
+            Self::Event(bytes) => bytes,
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.as_bytes().len()
+    }
+}
+
 struct Message {
     header: [u8; HEADER_SIZE],
-    payload: Rc<[u8]>,
+    payload: Payload,
     cause: Option<Cause>,
     /// Set in events.
     event: Option<(WatchId, Instant)>,
@@ -93,11 +117,11 @@ impl Output {
     }
 
     /// Queues a reply, and gives the bytes that it costs.
-    pub(crate) fn reply(&mut self, header: Header, payload: &[u8], cause: Option<Cause>) -> u64 {
+    pub(crate) fn reply(&mut self, header: Header, payload: Payload, cause: Option<Cause>) -> u64 {
         self.replies = self.replies.saturating_add(1);
         self.push(Message {
             header: header.encode(),
-            payload: payload.into(),
+            payload,
             cause,
             event: None,
         })
@@ -118,7 +142,7 @@ impl Output {
         *waiting = waiting.saturating_add(1);
         Some(self.push(Message {
             header: header.encode(),
-            payload,
+            payload: Payload::Event(payload),
             cause: event.cause,
             event: Some((event.watch, event.queued)),
         }))
@@ -133,7 +157,7 @@ impl Output {
             Some(rest) if !rest.is_empty() => rest,
             _ => {
                 let sent = self.sent.saturating_sub(HEADER_SIZE);
-                message.payload.get(sent..).unwrap_or_default()
+                message.payload.as_bytes().get(sent..).unwrap_or_default()
             }
         }
     }
@@ -196,7 +220,7 @@ impl Output {
             self.replies = self.replies.saturating_sub(1);
             return message.debt();
         }
-        self.told.remove(&message.payload);
+        self.told.remove(message.payload.as_bytes());
         let source = source_of(message.cause);
         match self.events.get_mut(&source) {
             Some(waiting) if *waiting > 1 => *waiting = waiting.saturating_sub(1),
@@ -247,7 +271,7 @@ mod tests {
                     len: 3,
                     ..Header::default()
                 },
-                b"abc",
+                Payload::Fixed("abc"),
                 None,
             );
             output.reply(
@@ -255,7 +279,7 @@ mod tests {
                     kind: 1,
                     ..Header::default()
                 },
-                b"",
+                Payload::Fixed(""),
                 None,
             );
             assert!(output.event(event("p\0t\0", false)).is_some());

@@ -87,7 +87,9 @@ impl Server {
             touched: None,
         };
         let answer = work.execute(kind, payload)?;
-        self.commit(effects);
+        if !effects.is_empty() {
+            self.commit(effects);
+        }
         Ok(answer)
     }
 

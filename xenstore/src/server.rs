@@ -4,7 +4,6 @@
 //! change the store; **D** `poll_*`, `consume_output`: what the host must do next. It knows no time, no memory, no port.
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
-use alloc::vec::Vec;
 use core::time::Duration;
 
 use crate::acl::{Incarnation, Subject};
@@ -14,7 +13,7 @@ use crate::database::{Need, Refusal};
 use crate::domain::{Domain, Domains};
 use crate::features::Features;
 use crate::ids::{ConnId, DomId, EvtchnPort, Identity, Ticket};
-use crate::output::{Cause, Debt};
+use crate::output::{Cause, Debt, Payload};
 use crate::quota::{Peaks, Quota, Quotas, within};
 use crate::store::Store;
 use crate::time::Instant;
@@ -398,7 +397,7 @@ impl Server {
 
     /// Queues the reply, then what must follow it.
     pub(crate) fn reply(&mut self, conn: ConnId, header: Header, answer: Result<Answer, Errno>) {
-        let (kind, payload) = match answer.map(|answer| answer.encode()) {
+        let (kind, payload) = match answer.map(Answer::into_payload) {
             Ok(payload) if fits(payload.len()) => (header.kind, payload),
             Ok(_) => error(Errno::E2BIG),
             Err(errno) => error(errno),
@@ -410,11 +409,11 @@ impl Server {
             ..header
         };
         if self.traces {
-            self.trace_reply(conn, header.kind, &payload);
+            self.trace_reply(conn, header.kind, payload.as_bytes());
         }
         if let Some(connection) = self.connections.get_mut(&conn) {
             connection.absent.clear();
-            let bytes = connection.output.reply(header, &payload, self.cause);
+            let bytes = connection.output.reply(header, payload, self.cause);
             self.charge_cause(bytes);
         }
         self.cause = None;
@@ -593,9 +592,10 @@ impl Server {
 
     /// Lets a connection with a whole request stand in the queue, once.
     pub(crate) fn queue(&mut self, conn: ConnId) {
-        if self.may_run(conn)
+        let waits = |connection: &Connection| connection.input.is_whole() && !connection.queued;
+        if self.connections.get(&conn).is_some_and(waits)
+            && self.may_run(conn)
             && let Some(connection) = self.connections.get_mut(&conn)
-            && !connection.queued
         {
             connection.queued = true;
             self.runnable.push_back(conn);
@@ -633,9 +633,8 @@ pub(crate) fn fits(len: usize) -> bool {
     u32::try_from(len).is_ok_and(|len| len <= PAYLOAD_MAX)
 }
 
-fn error(errno: Errno) -> (u32, Vec<u8>) {
-    let name = errno.name().bytes().chain([0]).collect();
-    (Kind::Error.number(), name)
+fn error(errno: Errno) -> (u32, Payload) {
+    (Kind::Error.number(), Payload::Fixed(errno.payload()))
 }
 
 fn cost_of(request: &Request) -> u32 {

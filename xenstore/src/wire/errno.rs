@@ -25,26 +25,31 @@ pub enum Errno {
 }
 
 impl Errno {
-    /// The name, as it stands in the payload of an ERROR reply.
+    /// The name.
     #[must_use]
-    pub const fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
+        self.payload().trim_end_matches('\0')
+    }
+
+    /// The payload of an ERROR reply: the name and a NUL.
+    pub(crate) const fn payload(self) -> &'static str {
         match self {
-            Self::EINVAL => "EINVAL",
-            Self::EACCES => "EACCES",
-            Self::EEXIST => "EEXIST",
-            Self::EISDIR => "EISDIR",
-            Self::ENOENT => "ENOENT",
-            Self::ENOMEM => "ENOMEM",
-            Self::ENOSPC => "ENOSPC",
-            Self::EIO => "EIO",
-            Self::ENOTEMPTY => "ENOTEMPTY",
-            Self::ENOSYS => "ENOSYS",
-            Self::EROFS => "EROFS",
-            Self::EBUSY => "EBUSY",
-            Self::EAGAIN => "EAGAIN",
-            Self::EISCONN => "EISCONN",
-            Self::E2BIG => "E2BIG",
-            Self::EPERM => "EPERM",
+            Self::EINVAL => "EINVAL\0",
+            Self::EACCES => "EACCES\0",
+            Self::EEXIST => "EEXIST\0",
+            Self::EISDIR => "EISDIR\0",
+            Self::ENOENT => "ENOENT\0",
+            Self::ENOMEM => "ENOMEM\0",
+            Self::ENOSPC => "ENOSPC\0",
+            Self::EIO => "EIO\0",
+            Self::ENOTEMPTY => "ENOTEMPTY\0",
+            Self::ENOSYS => "ENOSYS\0",
+            Self::EROFS => "EROFS\0",
+            Self::EBUSY => "EBUSY\0",
+            Self::EAGAIN => "EAGAIN\0",
+            Self::EISCONN => "EISCONN\0",
+            Self::E2BIG => "E2BIG\0",
+            Self::EPERM => "EPERM\0",
         }
     }
 }
