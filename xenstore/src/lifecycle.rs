@@ -1,6 +1,7 @@
 //! Domains from introduction to death: what the toolstack asks for and what Xen tells.
 
 use alloc::format;
+use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -11,7 +12,6 @@ use crate::domain::Domain;
 use crate::effects::Effects;
 use crate::features::Features;
 use crate::ids::{ConnId, DomId, EvtchnPort, Identity, Ticket};
-use crate::path::Path;
 use crate::privilege::Privileged;
 use crate::quota::Quota;
 use crate::server::{Action, DomainEvent, Outcome, Question, Server};
@@ -150,18 +150,27 @@ impl Server {
         connection.is_some()
     }
 
-    /// Removes all nodes of a domain with what is below them.
+    /// Removes all nodes of a domain with what is below them. `/` cannot go: it returns to the privileged domain, and what the
+    /// domain owned right below it becomes estates, to be removed in the second round.
     fn remove_estates(&mut self, domid: DomId) {
-        let domain = self.domains.get(domid);
-        let estates: Vec<Path> = domain
-            .iter()
-            .flat_map(|domain| &domain.estates)
-            .cloned()
-            .collect();
-        for path in estates {
-            let mut effects = Effects::default();
-            self.store.edit(&mut effects).remove(&path);
-            self.commit(effects);
+        for _ in 0..2 {
+            let domain = self.domains.get(domid);
+            let estates = domain.map(|domain| domain.estates.clone());
+            for path in estates.into_iter().flatten() {
+                let mut effects = Effects::default();
+                if path.is_root() {
+                    let acl = self
+                        .store
+                        .tree
+                        .root()
+                        .acl
+                        .owned_by(self.domains.privileged());
+                    self.store.edit(&mut effects).set_acl(&path, Rc::new(acl));
+                } else {
+                    self.store.edit(&mut effects).remove(&path);
+                }
+                self.commit(effects);
+            }
         }
     }
 

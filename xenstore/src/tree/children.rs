@@ -80,8 +80,12 @@ impl Children {
     }
 
     pub(super) fn get_mut(&mut self, name: &str) -> Option<&mut Rc<Node>> {
-        let age = self.age(name)?;
-        self.by_age.get_mut(&age).map(|child| &mut child.node)
+        let child = if self.is_indexed() {
+            self.by_age.get_mut(self.by_name.get(name)?)?
+        } else {
+            self.by_age.find_mut(|child| &*child.name == name)?
+        };
+        Some(&mut child.node)
     }
 
     /// Adds a child as the youngest. A child that has the name already is replaced.

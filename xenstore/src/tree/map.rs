@@ -111,6 +111,21 @@ impl<K: Ord + Clone, V: Clone + Weigh> Map<K, V> {
         }
     }
 
+    /// As [`Map::find`], to change the value in place; its weight must stay.
+    pub(super) fn find_mut(&mut self, wanted: impl Fn(&V) -> bool) -> Option<&mut V> {
+        if matches!(self.root.as_deref()?, Block::Branch(_)) {
+            let key = self.find(wanted)?.0.clone();
+            return self.get_mut(&key);
+        }
+        match Rc::make_mut(self.root.as_mut()?) {
+            Block::Leaf(entries) => entries
+                .iter_mut()
+                .map(|(_, value)| value)
+                .find(|value| wanted(value)),
+            Block::Branch(_) => None,
+        }
+    }
+
     /// Puts a value, giving back the one it replaces.
     pub(super) fn insert(&mut self, key: K, value: V) -> Option<V> {
         let added = value.weight();
