@@ -10,7 +10,8 @@ use crate::ids::{ConnId, DomId};
 use crate::output::Event;
 use crate::path::{Components, Path};
 use crate::quota::{Quota, within};
-use crate::server::{Server, fits};
+use crate::run::fits;
+use crate::server::Server;
 use crate::tree::{Node, descend};
 use crate::watch::{Watch, WatchId};
 

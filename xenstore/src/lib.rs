@@ -4,13 +4,13 @@
 //!
 //! ```text
 //! Server::handle_bytes   connection.rs   bytes become one request; more than 4096 of them stop the connection
-//! Server::run            server.rs       one request of each connection in turn, if its reply can be stored
+//! Server::run            run.rs          one request of each connection in turn, if its reply can be stored
 //!   answer               request.rs      type, privilege, transaction; then the request itself
 //!   execute              database.rs     paths, permissions, quotas are judged; nothing has changed so far
 //!   Editor               effects.rs      the tree changes, the effects are noted
 //!   commit               store.rs        the one commit point: accounts, then watchers
 //!   tell                 events.rs       changes × watch index × permissions → events in queues
-//!   reply                server.rs       behind the request's own events
+//!   reply                run.rs          behind the request's own events
 //! Server::poll_output    output.rs       bytes for the client
 //! ```
 //!
@@ -39,12 +39,14 @@ mod path;
 mod privilege;
 mod quota;
 mod request;
+mod run;
 mod server;
 mod store;
 mod time;
 mod trace;
 mod transaction;
 mod tree;
+mod upkeep;
 mod watch;
 pub mod wire;
 

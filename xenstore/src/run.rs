@@ -1,0 +1,191 @@
+//! The only place where requests change the store: one of each connection in turn, while the budget lasts.
+
+use crate::answer::Answer;
+use crate::connection::{Connection, Request};
+use crate::database::{Need, Refusal};
+use crate::ids::{ConnId, Ticket};
+use crate::output::{Cause, Payload};
+use crate::quota::{Quota, within};
+use crate::server::{Action, Progress, Question, Server};
+use crate::time::Instant;
+use crate::wire::{Errno, Header, Kind, PAYLOAD_MAX};
+
+/// Replies that may wait for a client without the quota `outstanding` before no more of its requests are run.
+const REPLIES_MAX: usize = 1024;
+/// What running a request costs of the budget, at least.
+const REQUEST_COST: u32 = 1;
+/// Bytes of a payload that cost as much as the request itself.
+const BYTES_PER_COST: usize = 256;
+
+/// C: the work.
+impl Server {
+    /// Runs requests, one of each connection in turn, until none is left or the budget is used up.
+    ///
+    /// A request costs 1, and 1 more for each 256 bytes of payload and for each event it makes.
+    pub fn run(&mut self, now: Instant, budget: u32) -> Progress {
+        self.now = now;
+        let mut left = budget;
+        while left > 0 {
+            let Some(conn) = self.runnable.pop_front() else {
+                return Progress::Idle;
+            };
+            if let Some(connection) = self.connections.get_mut(&conn) {
+                connection.queued = false;
+            }
+            left = left.saturating_sub(self.serve(conn));
+        }
+        if self.runnable.is_empty() {
+            Progress::Idle
+        } else {
+            Progress::More
+        }
+    }
+
+    /// Runs the request of a connection, if it has one that may run; gives its cost.
+    fn serve(&mut self, conn: ConnId) -> u32 {
+        if !self.may_run(conn) {
+            return REQUEST_COST;
+        }
+        let Some((request, sequence)) = self.take_request(conn) else {
+            return REQUEST_COST;
+        };
+        let cause = Cause {
+            connection: conn,
+            request: sequence,
+        };
+        self.cause = self
+            .subject(conn)
+            .filter(|subject| !subject.privileged)
+            .map(|_| cause);
+        if self.traces {
+            self.trace_request(conn, &request);
+        }
+        let cost = cost_of(&request);
+        let events = self.events;
+        match self.answer(conn, &request) {
+            Ok(answer) => self.reply(conn, request.header, Ok(answer)),
+            Err(Refusal::Errno(errno)) => self.reply(conn, request.header, Err(errno)),
+            Err(Refusal::Wait(need)) => self.ask(conn, need, request),
+        }
+        self.cause = None;
+        self.account(conn);
+        let events = self.events.wrapping_sub(events);
+        cost.saturating_add(u32::try_from(events).unwrap_or(u32::MAX))
+    }
+
+    fn may_run(&self, conn: ConnId) -> bool {
+        let Some(connection) = self.connections.get(&conn) else {
+            return false;
+        };
+        let limit = self.limit(conn, Quota::Outstanding);
+        let outstanding = u64::try_from(connection.outstanding.len()).unwrap_or(u64::MAX);
+        !connection.stopped
+            && connection.waiting.is_none()
+            && connection.input.is_whole()
+            && within(outstanding.saturating_add(1), limit)
+            && connection.output.replies() < REPLIES_MAX
+    }
+
+    fn take_request(&mut self, conn: ConnId) -> Option<(Request, u64)> {
+        let connection = self.connections.get_mut(&conn)?;
+        let request = connection.input.request()?;
+        connection.requests = connection.requests.wrapping_add(1);
+        Some((request, connection.requests))
+    }
+
+    /// Lets a request wait for the host.
+    fn ask(&mut self, conn: ConnId, need: Need, request: Request) {
+        self.asked = self.asked.wrapping_add(1);
+        let ticket = Ticket(self.asked);
+        let header = request.header;
+        let (question, action) = match need {
+            Need::Identify(domid) => {
+                if let Some(connection) = self.connections.get_mut(&conn) {
+                    connection.input.put_back(request);
+                }
+                (
+                    Question::Identify {
+                        requester: conn,
+                        domid,
+                    },
+                    Action::Identify { ticket, domid },
+                )
+            }
+            Need::Connect { domid, port } => {
+                let fresh = self.next_connection();
+                let question = Question::Connect {
+                    requester: conn,
+                    header,
+                    conn: fresh,
+                };
+                (
+                    question,
+                    Action::Connect {
+                        ticket,
+                        conn: fresh,
+                        domid,
+                        port,
+                    },
+                )
+            }
+        };
+        if let Some(connection) = self.connections.get_mut(&conn) {
+            connection.waiting = Some(ticket);
+        }
+        self.questions.insert(ticket, question);
+        self.actions.push_back(action);
+    }
+
+    /// Queues the reply, then what must follow it.
+    pub(crate) fn reply(&mut self, conn: ConnId, header: Header, answer: Result<Answer, Errno>) {
+        let (kind, payload) = match answer.map(Answer::into_payload) {
+            Ok(payload) if fits(payload.len()) => (header.kind, payload),
+            Ok(_) => error(Errno::E2BIG),
+            Err(errno) => error(errno),
+        };
+        let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+        let header = Header {
+            kind,
+            len,
+            ..header
+        };
+        if self.traces {
+            self.trace_reply(conn, header.kind, payload.as_bytes());
+        }
+        if let Some(connection) = self.connections.get_mut(&conn) {
+            connection.absent.clear();
+            let bytes = connection.output.reply(header, payload, self.cause);
+            self.charge_cause(bytes);
+        }
+        self.cause = None;
+        if let Some(watch) = self.fresh_watch.take() {
+            self.tell_first(watch);
+        }
+        self.announce(conn);
+    }
+
+    /// Lets a connection with a whole request stand in the queue, once.
+    pub(crate) fn queue(&mut self, conn: ConnId) {
+        let waits = |connection: &Connection| connection.input.is_whole() && !connection.queued;
+        if self.connections.get(&conn).is_some_and(waits)
+            && self.may_run(conn)
+            && let Some(connection) = self.connections.get_mut(&conn)
+        {
+            connection.queued = true;
+            self.runnable.push_back(conn);
+        }
+    }
+}
+
+pub(crate) fn fits(len: usize) -> bool {
+    u32::try_from(len).is_ok_and(|len| len <= PAYLOAD_MAX)
+}
+
+fn error(errno: Errno) -> (u32, Payload) {
+    (Kind::Error.number(), Payload::Fixed(errno.payload()))
+}
+
+fn cost_of(request: &Request) -> u32 {
+    let bytes = request.payload.len() / BYTES_PER_COST;
+    REQUEST_COST.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX))
+}

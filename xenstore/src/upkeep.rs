@@ -1,0 +1,154 @@
+//! What keeps connections and accounts in order, whichever method of the server is at work.
+
+use crate::acl::{Incarnation, Subject};
+use crate::connection::Connection;
+use crate::domain::Domain;
+use crate::ids::ConnId;
+use crate::output::Debt;
+use crate::quota::Quota;
+use crate::server::Server;
+use crate::time::Instant;
+use crate::watch::WatchId;
+
+impl Server {
+    /// Opens the connection of a domain that is known.
+    pub(crate) fn open(&mut self, conn: ConnId, incarnation: Incarnation) {
+        let connection = Connection::new(incarnation, incarnation.domid);
+        self.connections.insert(conn, connection);
+        if let Some(domain) = self.domains.alive_mut(incarnation) {
+            domain.connection = Some(conn);
+        }
+        self.account(conn);
+        self.announce(conn);
+    }
+
+    pub(crate) fn next_connection(&mut self) -> ConnId {
+        self.opened = self.opened.wrapping_add(1);
+        ConnId(self.opened)
+    }
+
+    /// The domain of a connection.
+    pub(crate) fn client(&self, conn: ConnId) -> Option<&Domain> {
+        self.domains.alive(self.connections.get(&conn)?.incarnation)
+    }
+
+    /// Who a connection asks as.
+    pub(crate) fn subject(&self, conn: ConnId) -> Option<Subject> {
+        self.client(conn).map(|domain| self.domains.subject(domain))
+    }
+
+    /// A limit of a connection's domain.
+    pub(crate) fn limit(&self, conn: ConnId, quota: Quota) -> u32 {
+        let quotas = &self.settings.quotas;
+        self.client(conn)
+            .map_or(0, |domain| self.domains.limit(domain, quotas, quota))
+    }
+
+    /// Drops all that a connection has open; it can go on from nothing.
+    pub(crate) fn clear(&mut self, conn: ConnId) {
+        self.watches.remove_all(conn);
+        let Some(connection) = self.connections.get_mut(&conn) else {
+            return;
+        };
+        let (incarnation, home) = (connection.incarnation, connection.home);
+        let debts = connection.output.clear();
+        let requests = connection.requests;
+        let (queued, ready, deadline) = (connection.queued, connection.ready, connection.deadline);
+        *connection = Connection {
+            requests,
+            queued,
+            ready,
+            deadline,
+            ..Connection::new(incarnation, home)
+        };
+        debts.into_iter().for_each(|debt| self.settle(debt));
+        self.account(conn);
+        self.announce(conn);
+    }
+
+    /// Drops a connection for good.
+    pub(crate) fn close(&mut self, conn: ConnId) {
+        self.clear(conn);
+        if let Some(connection) = self.connections.remove(&conn)
+            && let Some(due) = connection.deadline
+        {
+            self.deadlines.remove(&(due, conn));
+        }
+    }
+
+    /// Drops waiting events of a connection, with what they owe.
+    pub(crate) fn drop_events(&mut self, conn: ConnId, doomed: impl Fn(WatchId, Instant) -> bool) {
+        if let Some(connection) = self.connections.get_mut(&conn) {
+            let debts = connection.output.drop_events(doomed);
+            debts.into_iter().for_each(|debt| self.settle(debt));
+            self.account(conn);
+        }
+    }
+
+    /// Notes that the running request has one more message on its way, and what that costs.
+    pub(crate) fn charge_cause(&mut self, bytes: u64) {
+        if let Some(cause) = self.cause
+            && let Some(connection) = self.connections.get_mut(&cause.connection)
+        {
+            connection.owe(cause.request, bytes);
+            self.account(cause.connection);
+        }
+    }
+
+    /// Notes that a message is gone; with the last one of a request it is no longer outstanding.
+    pub(crate) fn settle(&mut self, debt: Debt) {
+        let conn = debt.cause.connection;
+        if let Some(connection) = self.connections.get_mut(&conn) {
+            connection.repay(debt.cause.request, debt.bytes);
+            self.account(conn);
+            self.queue(conn);
+        }
+    }
+
+    /// Brings the domain's account in line with what its connection holds.
+    pub(crate) fn account(&mut self, conn: ConnId) {
+        if let Some(connection) = self.connections.get(&conn)
+            && let Some(domain) = self.domains.alive_mut(connection.incarnation)
+            && domain.connection == Some(conn)
+        {
+            domain.usage.connection_bytes = connection.footprint();
+            domain.usage.watches = connection.watches;
+            let memory = domain.usage.memory();
+            if !self.domains.is_privileged(connection.home) {
+                let count = |items: usize| u64::try_from(items).unwrap_or(u64::MAX);
+                self.peaks.note(Quota::Memory, memory);
+                self.peaks.note(Quota::Watches, connection.watches);
+                self.peaks
+                    .note(Quota::Transactions, count(connection.transactions.len()));
+                self.peaks
+                    .note(Quota::Outstanding, count(connection.outstanding.len()));
+            }
+        }
+    }
+
+    /// Lets the host look at a connection, once.
+    pub(crate) fn announce(&mut self, conn: ConnId) {
+        if let Some(connection) = self.connections.get_mut(&conn)
+            && !connection.ready
+        {
+            connection.ready = true;
+            self.ready.push_back(conn);
+        }
+    }
+
+    /// Notes when the oldest event of an unprivileged connection will have been left unread too long.
+    pub(crate) fn set_deadline(&mut self, conn: ConnId) {
+        let limit = self.settings.event_timeout;
+        let privileged = self.subject(conn).is_none_or(|subject| subject.privileged);
+        if let Some(connection) = self.connections.get_mut(&conn)
+            && connection.deadline.is_none()
+            && !privileged
+            && !limit.is_zero()
+            && let Some(oldest) = connection.output.oldest_event()
+        {
+            let due = oldest.after(limit);
+            connection.deadline = Some(due);
+            self.deadlines.insert((due, conn));
+        }
+    }
+}
