@@ -19,7 +19,7 @@ use crate::link::{Link, Links};
 use crate::ring::{ErrorWord, RING_BYTES, Ring, RingFault};
 use crate::spell::Spell;
 use crate::sweep::Sweep;
-use crate::xen::{Page, PendingPorts, Xen, XenError};
+use crate::xen::{MemoryLeft, Page, PendingPorts, Xen, XenError};
 
 /// Rounds before the events owed are sent, even if there is more to do.
 const ROUNDS_A_TURN: u32 = 8;
@@ -100,6 +100,8 @@ impl<X: Xen> Dispatcher<X> {
         }
         self.collect();
         self.bury();
+        let MemoryLeft { free, total } = self.xen.memory();
+        self.server.handle_memory(free, total);
         let ran = self.server.run(now, COST_A_ROUND);
         let acted = self.act();
         while let Some(conn) = self.server.poll_ready() {

@@ -13,7 +13,8 @@ use core::time::Duration;
 use xenstore::{DomId, EvtchnPort, GrantRef, Identity, Instant, UniqueId};
 
 use crate::xen::{
-    Clock, DomainInfo, Domains, Events, Grants, LocalPort, MAX_PORTS, Page, PendingPorts, XenError,
+    Clock, DomainInfo, Domains, Events, Grants, LocalPort, MAX_PORTS, Memory, MemoryLeft, Page,
+    PendingPorts, XenError,
 };
 
 /// The machine. Clones are the same machine.
@@ -32,6 +33,8 @@ struct World {
     loses_domain_exceptions: bool,
     collections: u64,
     interludes: BTreeMap<u64, Box<dyn FnOnce()>>,
+    /// Per cent of the memory that are taken.
+    memory_taken: u8,
 }
 
 struct Domain {
@@ -151,6 +154,11 @@ impl FakeXen {
         let world = &mut *self.0.borrow_mut();
         let at = world.collections.saturating_add(n);
         world.interludes.insert(at, Box::new(interlude));
+    }
+
+    /// Lets `percent` of the memory be taken.
+    pub fn take_memory(&self, percent: u8) {
+        self.0.borrow_mut().memory_taken = percent;
     }
 
     /// What time it is.
@@ -354,6 +362,15 @@ impl Domains for FakeXen {
         let world = self.0.borrow();
         world.permit(Call::Domain)?;
         Ok(world.domains.get(&domid).map(|domain| domain.info))
+    }
+}
+
+impl Memory for FakeXen {
+    fn memory(&self) -> MemoryLeft {
+        MemoryLeft {
+            free: u64::from(100_u8.saturating_sub(self.0.borrow().memory_taken)),
+            total: 100,
+        }
     }
 }
 

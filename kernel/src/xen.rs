@@ -6,10 +6,10 @@ use core::fmt;
 
 use xenstore::{DomId, EvtchnPort, GrantRef, Identity, Instant};
 
-/// The machine: grants, event channels, domains and a clock.
-pub trait Xen: Grants + Events + Domains + Clock {}
+/// The machine: grants, event channels, domains, a clock and memory.
+pub trait Xen: Grants + Events + Domains + Clock + Memory {}
 
-impl<X: Grants + Events + Domains + Clock> Xen for X {}
+impl<X: Grants + Events + Domains + Clock + Memory> Xen for X {}
 
 /// Mapping other domains' ring pages.
 pub trait Grants {
@@ -78,6 +78,21 @@ pub trait Clock {
     fn now(&mut self) -> Instant;
     /// Sleeps until an event is pending or `deadline` has passed. Returns at once if one is pending already.
     fn wait(&mut self, deadline: Option<Instant>);
+}
+
+/// What there is to store things in.
+pub trait Memory {
+    /// How much is left.
+    fn memory(&self) -> MemoryLeft;
+}
+
+/// How much memory is left, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryLeft {
+    /// Free for objects of any size.
+    pub free: u64,
+    /// All of it.
+    pub total: u64,
 }
 
 /// An event channel port of our own.

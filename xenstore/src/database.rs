@@ -13,6 +13,7 @@ use crate::domain::{Domain, Domains};
 use crate::effects::{Editor, Effects, footprint};
 use crate::features::Features;
 use crate::ids::{DomId, EvtchnPort, Generation};
+use crate::memory::{self, Supply};
 use crate::path::{Components, Path};
 use crate::quota::{Quota, Quotas, within};
 use crate::tree::{Node, Tree, Value, listed_size};
@@ -52,6 +53,7 @@ pub(crate) struct Setting<'a> {
     pub(crate) domains: &'a Domains,
     pub(crate) quotas: &'a Quotas,
     pub(crate) client: &'a Domain,
+    pub(crate) supply: Supply,
     /// Whose home relative paths lie in.
     pub(crate) home: DomId,
     /// Domids that the host was asked for and knows no domain of.
@@ -79,6 +81,11 @@ pub(crate) struct Touched {
 impl Setting<'_> {
     pub(crate) fn limit(&self, quota: Quota) -> u32 {
         self.domains.limit(self.client, self.quotas, quota)
+    }
+
+    /// Whether the client may have `after` bytes.
+    pub(crate) fn check_memory(&self, after: u64) -> Result<(), Errno> {
+        memory::check(self.supply, self.domains, self.quotas, self.client, after)
     }
 }
 
@@ -304,11 +311,10 @@ impl Work<'_, '_> {
             .usage
             .memory()
             .saturating_add_signed(pending.bytes);
-        if added == 0 || within(used.saturating_add(added), self.limit(Quota::Memory)) {
-            Ok(())
-        } else {
-            Err(Errno::ENOMEM)
+        if added == 0 {
+            return Ok(());
         }
+        self.setting.check_memory(used.saturating_add(added))
     }
 
     /// The node, which must exist, if the client has `right` to it.

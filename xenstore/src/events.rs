@@ -9,7 +9,6 @@ use crate::effects::Change;
 use crate::ids::{ConnId, DomId};
 use crate::output::Event;
 use crate::path::{Components, Path};
-use crate::quota::{Quota, within};
 use crate::run::fits;
 use crate::server::Server;
 use crate::tree::{Node, descend};
@@ -171,9 +170,7 @@ impl Server {
             .get(&conn)
             .map(|connection| connection.output.events_from(source));
         let payer = source.unwrap_or(conn);
-        let used = self.client(payer).map_or(0, |domain| domain.usage.memory());
-        waiting.is_some_and(|waiting| waiting < EVENTS_MAX)
-            && within(used, self.limit(payer, Quota::Memory))
+        waiting.is_some_and(|waiting| waiting < EVENTS_MAX) && self.check_memory(payer, 0).is_ok()
     }
 
     fn watcher(&self, id: WatchId) -> Option<(&Watch, Subject)> {

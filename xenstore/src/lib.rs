@@ -34,6 +34,7 @@ mod events;
 mod features;
 mod ids;
 mod lifecycle;
+mod memory;
 mod output;
 mod path;
 mod privilege;

@@ -72,6 +72,7 @@ impl Server {
                 .domains
                 .alive(connection.incarnation)
                 .ok_or(Errno::EIO)?,
+            supply: self.supply,
             home: connection.home,
             absent: &connection.absent,
         };
@@ -102,6 +103,7 @@ impl Server {
             return Err(Errno::EBUSY.into());
         }
         let limit = self.limit(conn, Quota::Transactions);
+        self.check_memory(conn, 0)?;
         let connection = self.connections.get_mut(&conn).ok_or(Errno::EIO)?;
         let open = u64::try_from(connection.transactions.len()).unwrap_or(u64::MAX);
         if !within(open.saturating_add(1), limit) {
@@ -140,6 +142,7 @@ impl Server {
                 .domains
                 .alive(connection.incarnation)
                 .ok_or(Errno::EIO)?,
+            supply: self.supply,
             home: connection.home,
             absent: &connection.absent,
         };
@@ -179,10 +182,7 @@ impl Server {
 
     fn add_watch(&mut self, watch: Watch) -> Result<(), Errno> {
         let conn = watch.connection;
-        let (count, memory) = (
-            self.limit(conn, Quota::Watches),
-            self.limit(conn, Quota::Memory),
-        );
+        let count = self.limit(conn, Quota::Watches);
         let domain = self.client(conn).ok_or(Errno::EIO)?;
         let bytes = watch.footprint();
         if self.watches.has(&watch) {
@@ -191,9 +191,7 @@ impl Server {
         if !within(domain.usage.watches.saturating_add(1), count) {
             return Err(Errno::ENOSPC);
         }
-        if !within(domain.usage.memory().saturating_add(bytes), memory) {
-            return Err(Errno::ENOMEM);
-        }
+        self.check_memory(conn, bytes)?;
         let connection = self.connections.get_mut(&conn).ok_or(Errno::EIO)?;
         connection.watches = connection.watches.saturating_add(1);
         connection.watch_bytes = connection.watch_bytes.saturating_add(bytes);

@@ -10,6 +10,7 @@ use crate::connection::{Connection, ProtocolFault};
 use crate::domain::Domains;
 use crate::features::Features;
 use crate::ids::{ConnId, DomId, EvtchnPort, Identity, Ticket};
+use crate::memory::Supply;
 use crate::output::Cause;
 use crate::quota::{Peaks, Quotas};
 use crate::store::Store;
@@ -122,6 +123,8 @@ pub struct Server {
     pub(crate) deadlines: BTreeSet<(Instant, ConnId)>,
     pub(crate) runnable: VecDeque<ConnId>,
     pub(crate) ready: VecDeque<ConnId>,
+    /// What the host has for all this.
+    pub(crate) supply: Supply,
     /// The most of each that was seen, for the administrator.
     pub(crate) peaks: Peaks,
     /// Each request and reply gets a line in the log.
@@ -194,6 +197,7 @@ impl Server {
             deadlines: BTreeSet::new(),
             runnable: VecDeque::new(),
             ready: VecDeque::new(),
+            supply: Supply::default(),
             peaks: Peaks::default(),
             traces: false,
             events: 0,
@@ -247,6 +251,14 @@ impl Server {
     /// Begins a connection anew, as its guest asked through the ring page. A stopped one goes on.
     pub fn reset(&mut self, conn: ConnId) {
         self.clear(conn);
+    }
+
+    /// The host has `free` bytes of `total` left. When that becomes little, unprivileged domains may take no more (hostility.md 5.4).
+    pub fn handle_memory(&mut self, free: u64, total: u64) {
+        let supply = Supply::of(free, total);
+        if core::mem::replace(&mut self.supply, supply) != supply {
+            log::warn!("memory: {supply}, {free} of {total} bytes free");
+        }
     }
 
     /// Time has passed: drops events that were left unread too long.

@@ -166,11 +166,9 @@ impl Transaction {
             self.failed = true;
             return Err(Errno::ENOSPC);
         }
-        if !within(used.saturating_add(added), setting.limit(Quota::Memory)) {
-            self.failed = true;
-            return Err(Errno::ENOMEM);
-        }
-        Ok(())
+        setting
+            .check_memory(used.saturating_add(added))
+            .inspect_err(|_| self.failed = true)
     }
 
     fn keep(&mut self, kept: Kept) {

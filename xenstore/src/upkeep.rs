@@ -4,11 +4,13 @@ use crate::acl::{Incarnation, Subject};
 use crate::connection::Connection;
 use crate::domain::Domain;
 use crate::ids::ConnId;
+use crate::memory;
 use crate::output::Debt;
 use crate::quota::Quota;
 use crate::server::Server;
 use crate::time::Instant;
 use crate::watch::WatchId;
+use crate::wire::Errno;
 
 impl Server {
     /// Opens the connection of a domain that is known.
@@ -42,6 +44,19 @@ impl Server {
         let quotas = &self.settings.quotas;
         self.client(conn)
             .map_or(0, |domain| self.domains.limit(domain, quotas, quota))
+    }
+
+    /// Whether the domain of a connection may have `added` bytes more.
+    pub(crate) fn check_memory(&self, conn: ConnId, added: u64) -> Result<(), Errno> {
+        let domain = self.client(conn).ok_or(Errno::EIO)?;
+        let after = domain.usage.memory().saturating_add(added);
+        memory::check(
+            self.supply,
+            &self.domains,
+            &self.settings.quotas,
+            domain,
+            after,
+        )
     }
 
     /// Drops all that a connection has open; it can go on from nothing.

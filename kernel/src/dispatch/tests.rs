@@ -73,6 +73,26 @@ mod service {
     }
 
     #[test]
+    fn when_memory_is_short_guests_may_read_and_remove_and_the_toolstack_everything() {
+        let (host, mut dom0) = start();
+        let mut guest = dom0.build(5);
+        guest.write("key", "value");
+        host.xen.take_memory(95);
+        let refused = Err("ENOSPC".to_string());
+        assert_eq!(guest.ask_strings(Kind::Mkdir, &["other"]), refused);
+        assert_eq!(guest.ask_strings(Kind::Watch, &["key", "token"]), refused);
+        assert_eq!(guest.ask_strings(Kind::TransactionStart, &[""]), refused);
+        assert_eq!(guest.read("key"), Ok("value".into()));
+        guest.ask_strings(Kind::Rm, &["key"]).unwrap();
+        dom0.write("/tool/more", "value");
+        dom0.watch("/tool", "token");
+        host.xen.take_memory(80);
+        guest.write("key", "within what is guaranteed");
+        host.xen.take_memory(0);
+        guest.ask_strings(Kind::TransactionStart, &[""]).unwrap();
+    }
+
+    #[test]
     fn a_request_may_come_one_byte_at_a_time() {
         let (host, mut dom0) = start();
         let mut guest = dom0.build(5);

@@ -21,7 +21,9 @@ use super::{
     trap, upcall,
 };
 use crate::boot_info::{BootInfo, ImageLayout};
-use crate::xen::{Clock, DomainInfo, Domains, Events, Grants, LocalPort, PendingPorts, XenError};
+use crate::xen::{
+    Clock, DomainInfo, Domains, Events, Grants, LocalPort, MemoryLeft, PendingPorts, XenError,
+};
 
 /// Makes failures visible: exceptions are reported, and text reaches every console that works. The first thing to call, once.
 ///
@@ -215,6 +217,17 @@ impl Events for Machine {
         }
         if console_read {
             console::flush();
+        }
+    }
+}
+
+impl crate::xen::Memory for Machine {
+    fn memory(&self) -> MemoryLeft {
+        let heap = heap::heap_usage();
+        let bytes = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        MemoryLeft {
+            free: bytes(heap.total.saturating_sub(heap.reserved)),
+            total: bytes(heap.total),
         }
     }
 }
