@@ -8,9 +8,14 @@ use super::map::{Map, Weigh};
 /// Up to this many children are found by looking through the list; more have an index.
 const LISTED_MAX: usize = 16;
 
+/// The children of a node; one that has none owns no memory for them.
 #[derive(Clone, Default)]
-pub(crate) struct Children {
+pub(crate) struct Children(Option<Rc<List>>);
+
+#[derive(Clone, Default)]
+struct List {
     by_age: Map<Age, Child>,
+    /// Empty while the list is short.
     by_name: Map<Rc<str>, Age>,
     next: u64,
 }
@@ -44,12 +49,12 @@ pub(crate) fn listed_size(name: &str) -> usize {
 
 impl Children {
     pub(crate) fn is_empty(&self) -> bool {
-        self.by_age.is_empty()
+        self.0.is_none()
     }
 
     /// Bytes of the list of names, each with its NUL.
     pub(crate) fn list_size(&self) -> usize {
-        self.by_age.weight()
+        self.0.as_ref().map_or(0, |list| list.by_age.weight())
     }
 
     /// The names in order of creation.
@@ -59,18 +64,50 @@ impl Children {
 
     /// The names from the one that holds byte `offset` of the list on, and how far into that one the offset lies.
     pub(crate) fn names_from(&self, offset: usize) -> (impl Iterator<Item = &str>, usize) {
-        let (entries, within) = self.by_age.iter_from(offset);
-        (entries.map(|(_, child)| &*child.name), within)
+        let found = self.0.as_ref().map(|list| list.by_age.iter_from(offset));
+        let (entries, within) = found.unzip();
+        let names = entries.into_iter().flatten().map(|(_, child)| &*child.name);
+        (names, within.unwrap_or(offset))
     }
 
     /// The children in order of creation.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Rc<Node>)> {
-        self.by_age
-            .iter()
-            .map(|(_, child)| (&*child.name, &child.node))
+        let entries = self.0.iter().flat_map(|list| list.by_age.iter());
+        entries.map(|(_, child)| (&*child.name, &child.node))
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<&Rc<Node>> {
+        self.0.as_ref()?.get(name)
+    }
+
+    pub(super) fn get_mut(&mut self, name: &str) -> Option<&mut Rc<Node>> {
+        Rc::make_mut(self.0.as_mut()?).get_mut(name)
+    }
+
+    /// Adds a child as the youngest. A child that has the name already is replaced.
+    pub(super) fn insert(&mut self, name: &str, node: Rc<Node>) {
+        Rc::make_mut(self.0.get_or_insert_default()).insert(name, node);
+    }
+
+    pub(super) fn remove(&mut self, name: &str) -> Option<Rc<Node>> {
+        let list = Rc::make_mut(self.0.as_mut()?);
+        let removed = list.remove(name);
+        if list.by_age.is_empty() {
+            self.0 = None;
+        }
+        removed
+    }
+
+    /// Takes all children out; `each` gets those that no other tree shares.
+    pub(super) fn dismantle(&mut self, mut each: impl FnMut(Rc<Node>)) {
+        if let Some(Ok(mut list)) = self.0.take().map(Rc::try_unwrap) {
+            list.by_age.dismantle(|child| each(child.node));
+        }
+    }
+}
+
+impl List {
+    fn get(&self, name: &str) -> Option<&Rc<Node>> {
         let child = if self.is_indexed() {
             self.by_age.get(self.by_name.get(name)?)?
         } else {
@@ -79,7 +116,7 @@ impl Children {
         Some(&child.node)
     }
 
-    pub(super) fn get_mut(&mut self, name: &str) -> Option<&mut Rc<Node>> {
+    fn get_mut(&mut self, name: &str) -> Option<&mut Rc<Node>> {
         let child = if self.is_indexed() {
             self.by_age.get_mut(self.by_name.get(name)?)?
         } else {
@@ -88,8 +125,7 @@ impl Children {
         Some(&mut child.node)
     }
 
-    /// Adds a child as the youngest. A child that has the name already is replaced.
-    pub(super) fn insert(&mut self, name: &str, node: Rc<Node>) {
+    fn insert(&mut self, name: &str, node: Rc<Node>) {
         self.remove(name);
         let age = Age(self.next);
         self.next = self.next.wrapping_add(1);
@@ -105,15 +141,10 @@ impl Children {
         }
     }
 
-    pub(super) fn remove(&mut self, name: &str) -> Option<Rc<Node>> {
+    fn remove(&mut self, name: &str) -> Option<Rc<Node>> {
         let age = self.age(name)?;
         self.by_name.remove(name);
         self.by_age.remove(&age).map(|child| child.node)
-    }
-
-    /// Takes all children out; `each` gets those that no other tree shares.
-    pub(super) fn dismantle(&mut self, mut each: impl FnMut(Rc<Node>)) {
-        self.by_age.dismantle(|child| each(child.node));
     }
 
     fn is_indexed(&self) -> bool {
