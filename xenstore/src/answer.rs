@@ -61,7 +61,7 @@ impl Answer {
                 offset,
             } => Payload::Bytes(part(generation, &children, offset)),
             Self::Permissions(shown) => Payload::Bytes(shown.into_bytes()),
-            Self::Text(text) => Payload::Bytes(listed(&text).collect()),
+            Self::Text(text) => Payload::Bytes(listed(&text)),
         }
     }
 
@@ -79,28 +79,35 @@ impl Answer {
 fn list(children: &Children) -> Vec<u8> {
     let mut payload = Vec::with_capacity(children.list_size());
     for name in children.names() {
-        payload.extend_from_slice(name.as_bytes());
-        payload.push(0);
+        append(&mut payload, name.as_bytes());
     }
     payload
 }
 
-fn listed(name: &str) -> impl Iterator<Item = u8> {
-    name.bytes().chain([0])
+fn listed(text: &str) -> Vec<u8> {
+    let mut payload = Vec::with_capacity(listed_size(text));
+    append(&mut payload, text.as_bytes());
+    payload
+}
+
+/// Appends a string with its NUL.
+fn append(payload: &mut Vec<u8>, string: &[u8]) {
+    payload.extend_from_slice(string);
+    payload.push(0);
 }
 
 /// DIRECTORY_PART's payload (protocol.md section 6): the generation, then whole names while they fit; a further NUL ends the last part.
 fn part(generation: Generation, children: &Children, offset: usize) -> Vec<u8> {
     let most = usize::try_from(PAYLOAD_MAX).unwrap_or(usize::MAX);
-    let mut payload: Vec<u8> = listed(&format!("{}", generation.0)).collect();
+    let mut payload = listed(&format!("{}", generation.0));
     let (names, within) = children.names_from(offset);
     let mut skip = within;
     for name in names {
-        let size = listed_size(name).saturating_sub(skip);
-        if payload.len().saturating_add(size) > most {
+        let rest = name.as_bytes().get(skip..).unwrap_or_default();
+        if payload.len().saturating_add(rest.len()) >= most {
             return payload;
         }
-        payload.extend(listed(name).skip(skip));
+        append(&mut payload, rest);
         skip = 0;
     }
     if payload.len() < most {

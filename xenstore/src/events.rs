@@ -30,11 +30,17 @@ impl Server {
 
     /// A change is heard on its path and above.
     fn tell_along(&mut self, change: &Change) {
-        for (id, distance) in self.watches.along(&change.path) {
+        let watches = self.watches.along(&change.path);
+        if watches.is_empty() {
+            return;
+        }
+        let telling = self.telling(change);
+        for (id, distance) in watches {
             let Some((watch, subject)) = self.watcher(id) else {
                 continue;
             };
-            if watch.reaches(distance) && self.may_hear(&subject, change) {
+            let may_hear = telling.iter().any(|node| readable(&subject, node));
+            if watch.reaches(distance) && may_hear {
                 let payload = watch.event(&change.path);
                 self.send(watch.connection, id, payload, false);
             }
@@ -63,14 +69,19 @@ impl Server {
         }
     }
 
-    /// Whether a watcher may read the node, as it is or as it was, or its parent (protocol.md section 8).
-    fn may_hear(&self, subject: &Subject, change: &Change) -> bool {
+    /// The nodes of which a watcher must be able to read one to hear of a change: the node as it is, as it was, and its parent
+    /// (protocol.md section 8).
+    fn telling(&self, change: &Change) -> Vec<Rc<Node>> {
         let tree = &self.store.tree;
-        let parent = tree.parent(&change.path);
-        [tree.get(&change.path), change.old.as_ref(), parent]
-            .into_iter()
-            .flatten()
-            .any(|node| readable(subject, node))
+        [
+            tree.get(&change.path),
+            change.old.as_ref(),
+            tree.parent(&change.path),
+        ]
+        .into_iter()
+        .flatten()
+        .cloned()
+        .collect()
     }
 
     /// Tells of one domain through a special name (protocol.md section 8.1).
