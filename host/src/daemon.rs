@@ -30,6 +30,8 @@ pub struct Daemon {
     active: BTreeSet<ConnId>,
     started: time::Instant,
     next_token: usize,
+    /// Clients may be waiting at the listener: the last one could not be accepted.
+    crowded: bool,
 }
 
 struct Client {
@@ -70,6 +72,7 @@ impl Daemon {
             active: BTreeSet::new(),
             started: time::Instant::now(),
             next_token: LISTENER.0 + 1,
+            crowded: false,
         })
     }
 
@@ -106,8 +109,13 @@ impl Daemon {
         if self.server.poll_timeout().is_some_and(|due| due <= now) {
             self.server.handle_timeout(now);
         }
+        let clients = self.clients.len();
         for conn in std::mem::take(&mut self.active) {
             self.attend(conn);
+        }
+        // The kernel tells of those who wait only once, when they come.
+        if self.crowded && self.clients.len() < clients {
+            self.accept();
         }
         let mut progress = self.server.run(now, TURN_BUDGET);
         while let Some(action) = self.server.poll_action() {
@@ -125,12 +133,14 @@ impl Daemon {
     }
 
     fn accept(&mut self) {
+        self.crowded = false;
         loop {
             match self.listener.accept() {
                 Ok((stream, _)) => self.welcome(stream),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) => {
                     warn!("cannot accept a client: {error}");
+                    self.crowded = true;
                     return;
                 }
             }

@@ -1,55 +1,80 @@
-//! The store in this process, without sockets: what the unikernel runs for each request, and nothing else.
+//! The store without sockets, as a target: it runs in a child process (store.rs), so that callgrind can be told from outside what to count.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::io::{BufReader, Read, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use xenstore::{
-    Action, ConnId, DomId, Errno, Identity, Instant, Outcome, Progress, Server, Settings, UniqueId,
-};
-
+use crate::store::read_word;
 use crate::target::{Client, Failure, Message, Target, split_message};
 
-/// The domain that all clients speak for.
-const DOM0: DomId = DomId::new(0);
-/// What the server may spend at a time; one request at a time is far below it.
-const TURN_BUDGET: u32 = 100_000;
-
 pub(crate) struct Core {
-    server: Server,
-    clients: Vec<ConnId>,
-    inboxes: BTreeMap<ConnId, VecDeque<Message>>,
-    drained: Drained,
+    program: OsString,
+    arguments: Vec<OsString>,
+    running: Option<Running>,
+    inboxes: Vec<VecDeque<Message>>,
 }
 
-/// Output of the server, one connection's after the other's.
-#[derive(Default)]
-struct Drained {
-    bytes: Vec<u8>,
-    pieces: Vec<(ConnId, usize)>,
+struct Running {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
 }
 
 impl Core {
-    pub(crate) fn new() -> Self {
+    /// The program and its arguments end in `bench store`.
+    pub(crate) fn new(program: OsString, arguments: Vec<OsString>) -> Self {
         Self {
-            server: Server::new(Settings::new(DOM0, DOM0)),
-            clients: Vec::new(),
-            inboxes: BTreeMap::new(),
-            drained: Drained::default(),
+            program,
+            arguments,
+            running: None,
+            inboxes: Vec::new(),
         }
     }
 
-    /// Makes messages of what was drained.
-    fn deliver(&mut self) -> Result<(), Failure> {
-        let mut rest = self.drained.bytes.as_slice();
-        for (conn, length) in self.drained.pieces.drain(..) {
-            let (mut own, others) = rest.split_at_checked(length).ok_or("output is missing")?;
-            rest = others;
-            let inbox = self.inboxes.entry(conn).or_default();
-            while let Some((message, left)) = split_message(own) {
-                inbox.push_back(message);
-                own = left;
+    fn running(&mut self) -> Result<&mut Running, Failure> {
+        self.running.as_mut().ok_or_else(|| "no store runs".into())
+    }
+
+    /// The store ends when its input does.
+    fn stop(&mut self) {
+        if let Some(Running {
+            mut child, input, ..
+        }) = self.running.take()
+        {
+            drop(input);
+            // It may have ended by itself; there is nothing to do about that.
+            drop(child.wait());
+        }
+    }
+
+    fn put(&mut self, client: Client, request: &[u8]) -> Result<(), Failure> {
+        let client = u32::try_from(client.0)?.to_le_bytes();
+        let length = u32::try_from(request.len())?.to_le_bytes();
+        let frame = [&client, &length, request].concat();
+        let input = &mut self.running()?.input;
+        input.write_all(&frame)?;
+        Ok(input.flush()?)
+    }
+
+    fn take(&mut self) -> Result<(), Failure> {
+        let output = &mut self.running()?.output;
+        let mut taken = Vec::new();
+        for _ in 0..read_word(output)? {
+            let client = usize::try_from(read_word(output)?)?;
+            let mut bytes = vec![0; usize::try_from(read_word(output)?)?];
+            output.read_exact(&mut bytes)?;
+            taken.push((client, bytes));
+        }
+        for (client, bytes) in taken {
+            let mut rest = bytes.as_slice();
+            if let Some(inbox) = self.inboxes.get_mut(client) {
+                while let Some((message, left)) = split_message(rest) {
+                    inbox.push_back(message);
+                    rest = left;
+                }
             }
         }
-        self.drained.bytes.clear();
         Ok(())
     }
 }
@@ -60,12 +85,27 @@ impl Target for Core {
     }
 
     fn restart(&mut self) -> Result<(), Failure> {
-        *self = Self::new();
+        self.stop();
+        self.inboxes.clear();
+        let mut child = Command::new(&self.program)
+            .args(&self.arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let input = child.stdin.take().ok_or("no pipe")?;
+        let output = BufReader::new(child.stdout.take().ok_or("no pipe")?);
+        self.running = Some(Running {
+            child,
+            input,
+            output,
+        });
         Ok(())
     }
 
     fn process(&self) -> u32 {
-        std::process::id()
+        self.running
+            .as_ref()
+            .map_or(0, |running| running.child.id())
     }
 
     fn has_domains(&self) -> bool {
@@ -73,93 +113,26 @@ impl Target for Core {
     }
 
     fn open(&mut self) -> Result<Client, Failure> {
-        let client = Client(self.clients.len());
-        self.clients.push(self.server.open_socket());
+        let client = Client(self.inboxes.len());
+        self.inboxes.push(VecDeque::new());
+        self.put(client, &[])?;
         Ok(client)
     }
 
     fn send(&mut self, client: Client, request: &[u8]) -> Result<(), Failure> {
-        let conn = *self.clients.get(client.0).ok_or("no such client")?;
-        if !serve_measured(&mut self.server, conn, request, &mut self.drained) {
-            return Err("the store did not take the request".into());
-        }
-        self.deliver()
+        self.put(client, request)?;
+        self.take()
     }
 
     fn receive(&mut self, client: Client) -> Result<Message, Failure> {
-        let conn = self.clients.get(client.0).ok_or("no such client")?;
-        let inbox = self.inboxes.get_mut(conn);
+        let inbox = self.inboxes.get_mut(client.0);
         let message = inbox.and_then(VecDeque::pop_front);
         message.ok_or_else(|| "a message did not come".into())
     }
 }
 
-/// One request from its first byte to the last of its output: callgrind counts inside this function alone (scripts/bench).
-#[inline(never)]
-fn serve_measured(
-    server: &mut Server,
-    conn: ConnId,
-    mut request: &[u8],
-    drained: &mut Drained,
-) -> bool {
-    while !request.is_empty() {
-        let Ok(taken) = server.handle_bytes(conn, request) else {
-            return false;
-        };
-        request = request.get(taken..).unwrap_or_default();
-        if taken == 0 {
-            return false;
-        }
-    }
-    loop {
-        let progress = server.run(Instant::default(), TURN_BUDGET);
-        let mut acted = false;
-        while let Some(action) = server.poll_action() {
-            act(server, &action);
-            acted = true;
-        }
-        if progress == Progress::Idle && !acted {
-            break;
-        }
-    }
-    while let Some(conn) = server.poll_ready() {
-        drain(server, conn, drained);
-    }
-    true
-}
-
-fn drain(server: &mut Server, conn: ConnId, drained: &mut Drained) {
-    let before = drained.bytes.len();
-    loop {
-        let output = server.poll_output(conn);
-        let length = output.len();
-        if length == 0 {
-            break;
-        }
-        drained.bytes.extend_from_slice(output);
-        server.consume_output(conn, length);
-    }
-    let length = drained.bytes.len().saturating_sub(before);
-    drained.pieces.push((conn, length));
-}
-
-/// Every ordinary domid names a domain here, and every ring can be mapped.
-fn act(server: &mut Server, action: &Action) {
-    let identity = |domid: DomId| Identity {
-        domid,
-        unique: UniqueId(u128::from(domid.get())),
-    };
-    match *action {
-        Action::Connect { ticket, domid, .. } if domid.is_ordinary() => {
-            server.handle_completed(ticket, Outcome::Connected(identity(domid)));
-        }
-        Action::Connect { ticket, .. } => {
-            server.handle_completed(ticket, Outcome::Refused(Errno::EINVAL));
-        }
-        Action::Identify { ticket, domid } => {
-            let found = domid.is_ordinary().then(|| identity(domid));
-            server.handle_completed(ticket, Outcome::Identified(found));
-        }
-        Action::Disconnect { .. } => {}
+impl Drop for Core {
+    fn drop(&mut self) {
+        self.stop();
     }
 }

@@ -1,12 +1,13 @@
 //! `bench`: the workloads of scripts/bench, run against one server; each figure is a line of JSON.
 //!
-//! The same requests go to the store inside this process (`core`) and to a server behind a unix socket (`socket`), so that figures can be
-//! compared. What an operation costs is read from outside: from callgrind in the measured process, or from Linux.
+//! The same requests go to the store alone (`core`) and to a server behind a unix socket (`socket`), so that figures can be compared. What an
+//! operation costs is read from outside the measured process: from callgrind, or from Linux.
 
 mod core;
 mod guest;
 mod probe;
 mod socket;
+mod store;
 mod target;
 mod workloads;
 
@@ -22,19 +23,26 @@ use crate::target::{Failure, Target};
 use crate::workloads::{Bench, Scale};
 
 const HELP: &str = "\
-bench core [OPTION]...                               the store in this process
+bench core [OPTION]... -- COMMAND... bench store     the store alone, in a process that COMMAND starts
 bench socket NAME PATH [OPTION]... -- COMMAND...     the server that COMMAND starts, which listens at PATH
+bench store                                          the process that the first one talks to
 
 Runs the workloads of scripts/bench and prints a line of JSON for each figure.
 
   --instructions PREFIX   count instructions: the server runs under callgrind with --callgrind-out-file=PREFIX
   --cpu-time              count the nanoseconds that the server runs, in user space and in the kernel
+  --profiles DIRECTORY    after --instructions: keep each figure's profile there
   --memory                count bytes of resident memory for each node, and nothing else
   --build NODES           make that many nodes and exit, for a tool that counts the heap
   --only WORD             only the groups of workloads that have WORD in their name
-  --nodes NUMBER          nodes in a large store; default: 1000000
-  --children NUMBER       children of a large directory; default: 100000
+  --nodes NUMBER          nodes of the largest store; default: 1000000
+  --children NUMBER       children of the largest directory; default: 100000
   --quick                 less of everything: the figures are rough";
+
+/// Words before the program that is to be started: "core".
+const CORE_WORDS: usize = 1;
+/// Words before the program that is to be started: "socket", the name and the path.
+const SOCKET_WORDS: usize = 3;
 
 /// What the command line asks for.
 struct Arguments {
@@ -61,6 +69,9 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), Failure> {
+    if std::env::args().nth(1).as_deref() == Some("store") {
+        return store::serve();
+    }
     let Some(arguments) = arguments()? else {
         println!("{HELP}");
         return Ok(());
@@ -85,6 +96,7 @@ fn arguments() -> Result<Option<Arguments>, Failure> {
         match argument {
             Long("instructions") => probe = Probe::instructions(parser.value()?.into()),
             Long("cpu-time") => probe = Probe::CpuTime,
+            Long("profiles") => probe.keep(parser.value()?.into()),
             Long("memory") => task = Task::Memory,
             Long("build") => task = Task::Build(parser.value()?.parse()?),
             Long("only") => scale.only = parser.value()?.string()?,
@@ -92,24 +104,24 @@ fn arguments() -> Result<Option<Arguments>, Failure> {
             Long("children") => scale.children = parser.value()?.parse()?,
             Long("quick") => scale.quick = true,
             Short('h') | Long("help") => return Ok(None),
-            Value(word) if words.len() < 3 => words.push(word.string()?),
-            Value(word) => {
+            Value(word) if before(&words) == words.len() => {
                 command.push(word);
                 command.extend(parser.raw_args()?);
             }
+            Value(word) => words.push(word.string()?),
             other => return Err(other.unexpected().into()),
         }
     }
-    // What follows "--" reaches here as words, too: the first of them is the program.
-    let target: Box<dyn Target> = match words.as_slice() {
-        [mode] if mode == "core" => Box::new(Core::new()),
-        [mode, name, path, program] if mode == "socket" => Box::new(Socket::new(
-            name,
-            PathBuf::from(path),
-            program.into(),
-            command,
-        )),
-        _ => return Ok(None),
+    let mut command = command.into_iter();
+    let target: Box<dyn Target> = match (words.as_slice(), command.next()) {
+        ([mode], Some(program)) if mode == "core" => {
+            Box::new(Core::new(program, command.collect()))
+        }
+        ([mode, name, path], Some(program)) if mode == "socket" => {
+            let path = PathBuf::from(path);
+            Box::new(Socket::new(name, path, program, command.collect()))
+        }
+        _ => return Err("say what to measure; --help lists it".into()),
     };
     Ok(Some(Arguments {
         target,
@@ -117,4 +129,12 @@ fn arguments() -> Result<Option<Arguments>, Failure> {
         scale,
         task,
     }))
+}
+
+/// How many words come before the program that is to be started.
+fn before(words: &[String]) -> usize {
+    match words.first() {
+        Some(mode) if mode == "core" => CORE_WORDS,
+        _ => SOCKET_WORDS,
+    }
 }

@@ -1,6 +1,6 @@
 //! What a stretch of work costs a process, read from outside it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -18,12 +18,21 @@ pub(crate) enum Probe {
     Instructions {
         /// The beginning of the names of callgrind's files.
         prefix: PathBuf,
+        /// Where each figure's profile is kept, for `callgrind_annotate`.
+        kept: Option<PathBuf>,
     },
 }
 
 impl Probe {
     pub(crate) fn instructions(prefix: PathBuf) -> Self {
-        Self::Instructions { prefix }
+        Self::Instructions { prefix, kept: None }
+    }
+
+    /// Keeps the profiles in this directory, if instructions are counted.
+    pub(crate) fn keep(&mut self, directory: PathBuf) {
+        if let Self::Instructions { kept, .. } = self {
+            *kept = Some(directory);
+        }
     }
 
     /// What the figures are.
@@ -41,20 +50,24 @@ impl Probe {
         match self {
             Self::Nothing => Ok(0),
             Self::CpuTime => cpu_time_ns(process),
-            Self::Instructions { .. } => tell_callgrind(process, &["instrumentation", "on"]).map(|()| 0),
+            // Switched on by the first stretch of a process and never off, so that what is built before it is built fast.
+            Self::Instructions { .. } => {
+                tell_callgrind(process, &["instrumentation", "on"])?;
+                tell_callgrind(process, &["zero"]).map(|()| 0)
+            }
         }
     }
 
-    /// Ends a measured stretch; gives what it cost.
-    pub(crate) fn end(&self, process: u32, begun: u64) -> Result<u64, Failure> {
+    /// Ends a measured stretch; gives what it cost. Its profile is kept under `name`.
+    pub(crate) fn end(&self, process: u32, begun: u64, name: &str) -> Result<u64, Failure> {
         std::thread::sleep(SETTLE);
         match self {
             Self::Nothing => Ok(0),
             Self::CpuTime => Ok(cpu_time_ns(process)?.saturating_sub(begun)),
-            Self::Instructions { prefix } => {
+            Self::Instructions { prefix, kept } => {
                 tell_callgrind(process, &["dump"])?;
-                let total = take_total(prefix)?;
-                tell_callgrind(process, &["instrumentation", "off"])?;
+                let kept = kept.as_ref().map(|directory| directory.join(name));
+                let total = take_total(prefix, kept.as_deref())?;
                 Ok(total)
             }
         }
@@ -93,7 +106,7 @@ fn tell_callgrind(process: u32, words: &[&str]) -> Result<(), Failure> {
 }
 
 /// Takes the one dump that callgrind has written: its total, and the file away.
-fn take_total(prefix: &std::path::Path) -> Result<u64, Failure> {
+fn take_total(prefix: &Path, kept: Option<&Path>) -> Result<u64, Failure> {
     let directory = prefix.parent().ok_or("the prefix has no directory")?;
     let name = prefix.file_name().ok_or("the prefix has no name")?;
     let start = format!("{}.", name.to_string_lossy());
@@ -104,8 +117,9 @@ fn take_total(prefix: &std::path::Path) -> Result<u64, Failure> {
             let text = std::fs::read_to_string(entry.path())?;
             let line = text.lines().find_map(|line| line.strip_prefix("totals: "));
             total = line.map(|number| number.trim().parse()).transpose()?;
-            if std::env::var_os("BENCH_KEEP").is_none() {
-                std::fs::remove_file(entry.path())?;
+            match kept {
+                Some(kept) => std::fs::rename(entry.path(), kept)?,
+                None => std::fs::remove_file(entry.path())?,
             }
         }
     }

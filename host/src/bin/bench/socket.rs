@@ -26,7 +26,12 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
-    pub(crate) fn new(name: &str, path: PathBuf, program: OsString, arguments: Vec<OsString>) -> Self {
+    pub(crate) fn new(
+        name: &str,
+        path: PathBuf,
+        program: OsString,
+        arguments: Vec<OsString>,
+    ) -> Self {
         Self {
             name: name.to_owned(),
             path,

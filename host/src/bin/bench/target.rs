@@ -171,7 +171,10 @@ impl<'a> Session<'a> {
             let part = halves.nth(1).ok_or("a part without a generation")?;
             list.extend_from_slice(part);
             if part == [0] || part.ends_with(&[0, 0]) {
-                return Ok(list.split(|byte| *byte == 0).filter(|name| !name.is_empty()).count());
+                return Ok(list
+                    .split(|byte| *byte == 0)
+                    .filter(|name| !name.is_empty())
+                    .count());
             }
         }
     }

@@ -1,0 +1,53 @@
+//! Plays every transcript in which only domain 0 speaks on Debian's C `xenstored`, started without a hypervisor, and holds each
+//! difference in a table.
+//!
+//! `scripts/test-peer` gets that program and runs this; the environment variable `PEER` names the folder where it put it.
+
+mod cases;
+mod differences;
+mod over_socket;
+mod served;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use cases::play_all;
+use differences::DIFFERENCES;
+use over_socket::OverSocket;
+use served::Served;
+
+#[test]
+fn c_xenstored_differs_only_as_listed() {
+    let peer = std::env::var_os("PEER").expect("run scripts/test-peer, which gets the peer");
+    let peer = PathBuf::from(peer);
+    let played = play_all(DIFFERENCES, || {
+        let server = Served::start(|socket| xenstored(&peer, socket)).unwrap();
+        let path = server.socket();
+        OverSocket::new(server, &path).unwrap()
+    })
+    .unwrap();
+    let (passed, listed, left_out) = (played.passed, DIFFERENCES.len(), played.left_out);
+    println!(
+        "{passed} cases passed, {listed} differ as listed, {left_out} need domains, a clock or rings"
+    );
+    let count = played.complaints.len();
+    assert!(
+        played.complaints.is_empty(),
+        "{count} complaints\n\n{}",
+        played.complaints.join("\n\n")
+    );
+}
+
+/// C xenstored on a socket, with a preloaded library in place of the hypervisor.
+fn xenstored(peer: &Path, socket: &Path) -> Command {
+    let folder = socket.parent().unwrap_or(socket);
+    let mut command = Command::new(peer.join("xenstored"));
+    command
+        .arg("--no-fork")
+        .env("LD_LIBRARY_PATH", peer.join("lib"))
+        .env("LD_PRELOAD", peer.join("fake_xen.so"))
+        .env("XENSTORED_PATH", socket)
+        .env("XENSTORED_RUNDIR", folder)
+        .env("XENSTORED_ROOTDIR", folder);
+    command
+}
