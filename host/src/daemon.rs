@@ -30,6 +30,8 @@ pub struct Daemon {
     active: BTreeSet<ConnId>,
     started: time::Instant,
     next_token: usize,
+    /// What is read goes through here.
+    buffer: Box<[u8]>,
     /// Clients may be waiting at the listener: the last one could not be accepted.
     crowded: bool,
 }
@@ -72,6 +74,7 @@ impl Daemon {
             active: BTreeSet::new(),
             started: time::Instant::now(),
             next_token: LISTENER.0 + 1,
+            buffer: vec![0; READ_BYTES].into(),
             crowded: false,
         })
     }
@@ -186,7 +189,7 @@ impl Daemon {
         };
         let moved = client
             .send(conn, &mut self.server)
-            .and_then(|()| client.receive(conn, &mut self.server));
+            .and_then(|()| client.receive(conn, &mut self.server, &mut self.buffer));
         if moved.is_err() {
             self.part_from(conn);
         }
@@ -241,7 +244,12 @@ impl Client {
     }
 
     /// Gives the server what it takes, and reads more only when it has taken all.
-    fn receive(&mut self, conn: ConnId, server: &mut Server) -> Result<(), Gone> {
+    fn receive(
+        &mut self,
+        conn: ConnId,
+        server: &mut Server,
+        buffer: &mut [u8],
+    ) -> Result<(), Gone> {
         loop {
             let taken = server.handle_bytes(conn, &self.unread).map_err(|fault| {
                 debug!("a client is dropped: {fault:?}");
@@ -251,12 +259,12 @@ impl Client {
             if !self.unread.is_empty() || !self.readable {
                 return Ok(());
             }
-            self.unread.resize(READ_BYTES, 0);
-            let read = self.stream.read(&mut self.unread);
-            self.unread.truncate(*read.as_ref().unwrap_or(&0));
+            let read = self.stream.read(buffer);
             match read {
                 Ok(0) => return Err(Gone),
-                Ok(_) => {}
+                Ok(read) => self
+                    .unread
+                    .extend_from_slice(buffer.get(..read).unwrap_or_default()),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => self.readable = false,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(_) => return Err(Gone),

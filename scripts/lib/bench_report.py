@@ -1,7 +1,7 @@
 """Makes tables and plots of the figures of scripts/bench.
 
-bench_report.py DIRECTORY: reads DIRECTORY/results.jsonl, prints the tables, writes them into DIRECTORY/README.md between two marks, and
-draws DIRECTORY/*.svg.
+bench_report.py DIRECTORY: reads DIRECTORY/results.jsonl, prints all tables and writes them into DIRECTORY/tables.md, puts the chief figures
+into DIRECTORY/README.md between two marks, and draws DIRECTORY/*.svg.
 """
 
 import json
@@ -26,6 +26,9 @@ PANELS = [
     ("read", "read, idle connections", "idle connections"),
     ("write that n clients watch", "fan-out", "watchers"),
 ]
+# Workloads that only tables.md has.
+SECONDARY = ("directory read", "directory write", "directory list", "watch+unwatch", "nodes: directory", "nodes: set_perms", "nodes: watch",
+             "nodes: transaction start", "nodes: write beside")
 # Growth with these is the work itself: a list has so many names, a change so many watchers.
 PROPORTIONAL = {"directory list", "fan-out"}
 
@@ -35,7 +38,8 @@ def main():
     run, figures = load(directory / "results.jsonl")
     text = report(run, figures)
     print(text)
-    write_readme(directory / "README.md", text)
+    (directory / "tables.md").write_text(f"# Every figure\n\n{text}\n")
+    write_readme(directory / "README.md", summary(run, figures))
     (directory / "growth.svg").write_text(draw_growth(figures))
     if any(target == "xenstored" for target, *_ in figures):
         (directory / "ratios.svg").write_text(draw_ratios(figures))
@@ -53,10 +57,24 @@ def load(path):
     return run, figures
 
 
+def described(run):
+    peer = f"C xenstored {run['xenstored']}" if run["xenstored"] else "without C xenstored"
+    return f"Taken on {run['date']} from commit {run['commit']}: {run['rustc']}, {run['processor']}, {run['valgrind']}, {peer}."
+
+
+def summary(run, figures):
+    """The chief figures: what each operation costs, largest sizes included, and what a node takes."""
+    chief = {key: entry for key, entry in figures.items() if not key[1].startswith(SECONDARY)}
+    parts = [described(run), "Instructions per operation:", table_of_figures(chief, "instructions")]
+    memory = table_of_memory(figures)
+    if memory:
+        parts += ["Bytes of memory per node:", memory]
+    return "\n\n".join(parts)
+
+
 def report(run, figures):
     parts = [
-        f"Taken on {run['date']} from commit {run['commit']}: {run['rustc']}, {run['processor']}, {run['valgrind']}"
-        + (f", C xenstored {run['xenstored']}." if run["xenstored"] else ", without C xenstored."),
+        described(run),
         "### Instructions per operation\n\n" + table_of_figures(figures, "instructions"),
         "### Nanoseconds of the server's processor per operation, kernel included\n\n" + table_of_figures(figures, "nanoseconds"),
         "### Growth from the smallest size to the largest\n\n" + table_of_growth(figures),

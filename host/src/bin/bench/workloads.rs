@@ -12,7 +12,7 @@ const WARM_UP: u32 = 20;
 const ATTEMPTS_MAX: u32 = 100;
 /// Connections that hold the unrelated watches; the same number for every count of watches.
 const WATCH_HOLDERS: usize = 10;
-/// Children of each directory that holds the nodes of a store; the same for every size of the store.
+/// Children of each of the lowest directories; the same for every size of the store.
 const LEAVES: u64 = 10;
 const VALUE: &str = "0123456789";
 
@@ -517,8 +517,8 @@ fn committed(done: bool) -> Result<(), Failure> {
         .ok_or_else(|| "a transaction without rivals must be done again".into())
 }
 
-/// A store's nodes: `edge` × `edge` directories with [`LEAVES`] children each, so that a path's length and the size of the directory around
-/// it are the same in a small and in a large store.
+/// A store's nodes: `edge` × `edge` directories with [`LEAVES`] children each. Depth, a path's length and a leaf's siblings are the same in a
+/// small and in a large store; the two levels above are wider in the large one.
 struct Shape {
     edge: u64,
 }
