@@ -18,6 +18,8 @@ pub(crate) struct Domain {
     pub(crate) connection: Option<ConnId>,
     /// Whether its shutdown was told already.
     pub(crate) told_shutdown: bool,
+    /// Whether it was logged that it uses more than quota `soft-memory`; until it uses less again.
+    pub(crate) told_memory: bool,
     pub(crate) target: Option<Incarnation>,
     pub(crate) features: Features,
     pub(crate) overrides: Overrides,
@@ -165,6 +167,7 @@ impl Domain {
             unique,
             connection: None,
             told_shutdown: false,
+            told_memory: false,
             target: None,
             features,
             overrides: Overrides::default(),

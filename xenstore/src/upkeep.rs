@@ -6,7 +6,7 @@ use crate::domain::Domain;
 use crate::ids::ConnId;
 use crate::memory;
 use crate::output::Debt;
-use crate::quota::Quota;
+use crate::quota::{Quota, within};
 use crate::server::Server;
 use crate::time::Instant;
 use crate::watch::WatchId;
@@ -129,15 +129,35 @@ impl Server {
             domain.usage.connection_bytes = connection.footprint();
             domain.usage.watches = connection.watches;
             let memory = domain.usage.memory();
-            if !self.domains.is_privileged(connection.home) {
-                let count = |items: usize| u64::try_from(items).unwrap_or(u64::MAX);
-                self.peaks.note(Quota::Memory, memory);
-                self.peaks.note(Quota::Watches, connection.watches);
-                self.peaks
-                    .note(Quota::Transactions, count(connection.transactions.len()));
-                self.peaks
-                    .note(Quota::Outstanding, count(connection.outstanding.len()));
+            if self.domains.is_privileged(connection.home) {
+                return;
             }
+            let count = |items: usize| u64::try_from(items).unwrap_or(u64::MAX);
+            let transactions = count(connection.transactions.len());
+            let outstanding = count(connection.outstanding.len());
+            self.peaks.note(Quota::Memory, memory);
+            self.peaks.note(Quota::Watches, connection.watches);
+            self.peaks.note(Quota::Transactions, transactions);
+            self.peaks.note(Quota::Outstanding, outstanding);
+            self.warn_of_memory(conn, memory);
+        }
+    }
+
+    /// Logs once that a domain uses more than quota `soft-memory`; again when it did so after using less.
+    fn warn_of_memory(&mut self, conn: ConnId, memory: u64) {
+        let soft = self.limit(conn, Quota::SoftMemory);
+        let exceeds = !within(memory, soft);
+        let incarnation = self
+            .connections
+            .get(&conn)
+            .map(|connection| connection.incarnation);
+        if let Some(domain) =
+            incarnation.and_then(|incarnation| self.domains.alive_mut(incarnation))
+            && core::mem::replace(&mut domain.told_memory, exceeds) != exceeds
+            && exceeds
+        {
+            let domid = domain.incarnation.domid;
+            log::warn!("domain {domid} uses {memory} bytes, more than quota soft-memory ({soft})");
         }
     }
 
@@ -165,5 +185,40 @@ impl Server {
             connection.deadline = Some(due);
             self.deadlines.insert((due, conn));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{DomId, Identity, UniqueId};
+    use crate::server::Settings;
+    use crate::wire::{Header, Kind};
+
+    #[test]
+    fn a_domain_above_its_soft_quota_is_told_of_until_it_is_below_again() {
+        let dom0 = DomId::new(0);
+        let domid = DomId::new(1);
+        let mut server = Server::new(Settings::new(dom0, dom0));
+        let conn = server.open_domain(Identity {
+            domid,
+            unique: UniqueId(1),
+        });
+        let told = |server: &mut Server, soft: u32| {
+            server.settings.quotas.set(Quota::SoftMemory, soft);
+            let payload = b"@releaseDomain\0t\0";
+            let header = Header {
+                kind: Kind::Watch.number(),
+                len: u32::try_from(payload.len()).unwrap(),
+                ..Header::default()
+            };
+            let bytes = [&header.encode()[..], payload].concat();
+            server.handle_bytes(conn, &bytes).unwrap();
+            server.run(Instant(0), 100);
+            server.domains.get(domid).unwrap().told_memory
+        };
+        assert!(!told(&mut server, 1_000_000));
+        assert!(told(&mut server, 1));
+        assert!(!told(&mut server, 0));
     }
 }
