@@ -170,18 +170,19 @@ impl Server {
     }
 
     /// Whether one more event of the present source may wait for a client: the privileged one's always, others' while the source has
-    /// a share of the queue left, and memory to pay with (hostility.md R21, R22).
+    /// a share of the queue left, and memory to pay with (hostility.md R21, R22). An empty queue has room for one: what is lost is told
+    /// when the queue is empty again, so there must be something in it.
     fn has_room(&self, conn: ConnId) -> bool {
-        if self.subject(conn).is_some_and(|subject| subject.privileged) {
+        let Some(connection) = self.connections.get(&conn) else {
+            return false;
+        };
+        let privileged = self.subject(conn).is_some_and(|subject| subject.privileged);
+        if privileged || connection.output.is_empty() {
             return true;
         }
         let source = self.cause.map(|cause| cause.connection);
-        let waiting = self
-            .connections
-            .get(&conn)
-            .map(|connection| connection.output.events_from(source));
-        let payer = source.unwrap_or(conn);
-        waiting.is_some_and(|waiting| waiting < EVENTS_MAX) && self.check_memory(payer, 0).is_ok()
+        connection.output.events_from(source) < EVENTS_MAX
+            && self.check_memory(source.unwrap_or(conn), 0).is_ok()
     }
 
     fn watcher(&self, id: WatchId) -> Option<(&Watch, Subject)> {

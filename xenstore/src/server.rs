@@ -270,8 +270,13 @@ impl Server {
             self.deadlines.remove(&(due, conn));
             let limit = self.settings.event_timeout;
             self.drop_events(conn, |_, queued| queued.after(limit) <= now);
+            let mut empty = false;
             if let Some(connection) = self.connections.get_mut(&conn) {
                 connection.deadline = None;
+                empty = connection.output.is_empty();
+            }
+            if empty {
+                self.tell_lost(conn);
             }
             self.set_deadline(conn);
         }

@@ -77,7 +77,12 @@ mod service {
         let (host, mut dom0) = start();
         let mut guest = dom0.build(5);
         guest.write("key", "value");
+        guest.watch("key", "seen");
+        guest.take_events();
         host.xen.take_memory(95);
+        dom0.write("/local/domain/5/key", "value");
+        host.settle();
+        assert_eq!(guest.take_events(), [event("key", "seen")]);
         let refused = Err("ENOSPC".to_string());
         assert_eq!(guest.ask_strings(Kind::Mkdir, &["other"]), refused);
         assert_eq!(guest.ask_strings(Kind::Watch, &["key", "token"]), refused);
