@@ -1,17 +1,18 @@
 //! The server behind a unix socket: one thread, one epoll, and a client costs what it does.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::path::Path;
-use std::time;
+use std::time::{self, Duration};
 
 use log::{debug, info, warn};
+use mio::event::Event;
 use mio::net::{UnixListener, UnixStream};
 use mio::{Events, Interest, Poll, Token};
 use rustix::net::sockopt::socket_peercred;
 use xenstore::{Action, ConnId, Errno, Instant, Outcome, Progress, Server, Settings};
 
-const LISTENER: Token = Token(0);
+/// No connection has this place.
+const LISTENER: Token = Token(usize::MAX);
 /// Events taken from the kernel at a time.
 const EVENTS_MAX: usize = 256;
 /// Bytes read from a client at a time; what the server does not take at once waits, and nothing more is read.
@@ -24,12 +25,11 @@ pub struct Daemon {
     server: Server,
     poll: Poll,
     listener: UnixListener,
-    clients: BTreeMap<ConnId, Client>,
-    by_token: BTreeMap<Token, ConnId>,
-    /// Clients that may have bytes to move.
-    active: BTreeSet<ConnId>,
+    /// Each at the place of its connection.
+    clients: Vec<Option<Client>>,
+    /// Clients that may have bytes to be read, each once.
+    active: Vec<ConnId>,
     started: time::Instant,
-    next_token: usize,
     /// What is read goes through here.
     buffer: Box<[u8]>,
     /// Clients may be waiting at the listener: the last one could not be accepted.
@@ -37,12 +37,16 @@ pub struct Daemon {
 }
 
 struct Client {
+    conn: ConnId,
     stream: UnixStream,
-    token: Token,
     /// Bytes that the server has not taken yet.
     unread: Vec<u8>,
-    /// The socket had more to read when it was looked at last.
+    /// The socket may have more to read.
     readable: bool,
+    /// Nothing comes behind what the socket has.
+    ending: bool,
+    /// It stands among the active ones.
+    active: bool,
 }
 
 /// The client has gone, or must.
@@ -69,11 +73,9 @@ impl Daemon {
             server: Server::new(settings),
             poll,
             listener,
-            clients: BTreeMap::new(),
-            by_token: BTreeMap::new(),
-            active: BTreeSet::new(),
+            clients: Vec::new(),
+            active: Vec::new(),
             started: time::Instant::now(),
-            next_token: LISTENER.0 + 1,
             buffer: vec![0; READ_BYTES].into(),
             crowded: false,
         })
@@ -88,7 +90,7 @@ impl Daemon {
         let mut progress = Progress::Idle;
         loop {
             let timeout = match progress {
-                Progress::More => Some(time::Duration::ZERO),
+                Progress::More => Some(Duration::ZERO),
                 Progress::Idle => self.server.poll_timeout().map(|due| due.since(self.now())),
             };
             match self.poll.poll(&mut events, timeout) {
@@ -98,8 +100,8 @@ impl Daemon {
             for event in &events {
                 if event.token() == LISTENER {
                     self.accept();
-                } else if let Some(conn) = self.by_token.get(&event.token()).copied() {
-                    self.wake(conn, event.is_readable());
+                } else {
+                    self.wake(event);
                 }
             }
             progress = self.turn();
@@ -112,13 +114,8 @@ impl Daemon {
         if self.server.poll_timeout().is_some_and(|due| due <= now) {
             self.server.handle_timeout(now);
         }
-        let clients = self.clients.len();
         for conn in std::mem::take(&mut self.active) {
-            self.attend(conn);
-        }
-        // The kernel tells of those who wait only once, when they come.
-        if self.crowded && self.clients.len() < clients {
-            self.accept();
+            self.attend(conn, Client::receive);
         }
         let mut progress = self.server.run(now, TURN_BUDGET);
         while let Some(action) = self.server.poll_action() {
@@ -126,7 +123,7 @@ impl Daemon {
             progress = Progress::More;
         }
         while let Some(conn) = self.server.poll_ready() {
-            self.active.insert(conn);
+            self.attend(conn, Client::send);
         }
         if self.active.is_empty() {
             progress
@@ -158,50 +155,78 @@ impl Daemon {
             Ok(peer) => return warn!("refused a client of user {}", peer.uid.as_raw()),
             Err(error) => return warn!("refused a client that cannot be told: {error}"),
         }
-        let token = Token(self.next_token);
+        let conn = self.server.open_socket();
+        let token = Token(conn.place());
         let interest = Interest::READABLE | Interest::WRITABLE;
         if let Err(error) = self.poll.registry().register(&mut stream, token, interest) {
+            self.server.close_socket(conn);
             return warn!("cannot watch a client: {error}");
         }
-        self.next_token += 1;
-        let conn = self.server.open_socket();
-        self.by_token.insert(token, conn);
-        let client = Client {
-            stream,
-            token,
-            unread: Vec::new(),
-            readable: true,
-        };
-        self.clients.insert(conn, client);
-        self.active.insert(conn);
-    }
-
-    fn wake(&mut self, conn: ConnId, readable: bool) {
-        if let Some(client) = self.clients.get_mut(&conn) {
-            client.readable |= readable;
-            self.active.insert(conn);
+        if self.clients.len() <= conn.place() {
+            self.clients.resize_with(conn.place() + 1, || None);
+        }
+        if let Some(place) = self.clients.get_mut(conn.place()) {
+            *place = Some(Client {
+                conn,
+                stream,
+                unread: Vec::new(),
+                readable: true,
+                ending: false,
+                active: true,
+            });
+            self.active.push(conn);
         }
     }
 
-    fn attend(&mut self, conn: ConnId) {
-        let Some(client) = self.clients.get_mut(&conn) else {
+    /// The kernel has news of a client. If that one has gone and another has its place, it is looked at in vain.
+    fn wake(&mut self, event: &Event) {
+        let place = self.clients.get_mut(event.token().0);
+        let Some(client) = place.and_then(Option::as_mut) else {
             return;
         };
-        let moved = client
-            .send(conn, &mut self.server)
-            .and_then(|()| client.receive(conn, &mut self.server, &mut self.buffer));
-        if moved.is_err() {
+        if event.is_readable() {
+            client.readable = true;
+            client.ending |= event.is_read_closed();
+            activate(client, &mut self.active);
+        }
+        if event.is_writable() {
+            let conn = client.conn;
+            self.attend(conn, Client::send);
+        }
+    }
+
+    /// Moves bytes of a client, and parts from it if it has gone. What makes the server take bytes again wakes it.
+    fn attend(
+        &mut self,
+        conn: ConnId,
+        work: fn(&mut Client, &mut Server, &mut [u8]) -> Result<(), Gone>,
+    ) {
+        let place = self.clients.get_mut(conn.place());
+        let Some(client) = place.and_then(Option::as_mut) else {
+            return;
+        };
+        if client.conn != conn {
+            return;
+        }
+        client.active = false;
+        if work(client, &mut self.server, &mut self.buffer).is_err() {
             self.part_from(conn);
+        } else if !client.unread.is_empty() && self.server.takes_bytes(conn) {
+            activate(client, &mut self.active);
         }
     }
 
     fn part_from(&mut self, conn: ConnId) {
         self.server.close_socket(conn);
-        if let Some(mut client) = self.clients.remove(&conn) {
-            self.by_token.remove(&client.token);
-            if let Err(error) = self.poll.registry().deregister(&mut client.stream) {
-                warn!("a client's socket stays watched: {error}");
-            }
+        let place = self.clients.get_mut(conn.place());
+        if let Some(mut client) = place.and_then(Option::take)
+            && let Err(error) = self.poll.registry().deregister(&mut client.stream)
+        {
+            warn!("a client's socket stays watched: {error}");
+        }
+        // The kernel tells of those who wait at the listener only once, when they come.
+        if self.crowded {
+            self.accept();
         }
     }
 
@@ -228,14 +253,14 @@ impl Daemon {
 
 impl Client {
     /// Sends what waits, as far as the socket takes it.
-    fn send(&mut self, conn: ConnId, server: &mut Server) -> Result<(), Gone> {
+    fn send(&mut self, server: &mut Server, _: &mut [u8]) -> Result<(), Gone> {
         loop {
-            let output = server.poll_output(conn);
-            if output.is_empty() {
+            let [header, payload] = server.poll_message(self.conn).map(IoSlice::new);
+            if header.is_empty() && payload.is_empty() {
                 return Ok(());
             }
-            match self.stream.write(output) {
-                Ok(sent) => server.consume_output(conn, sent),
+            match self.stream.write_vectored(&[header, payload]) {
+                Ok(sent) => server.consume_output(self.conn, sent),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(_) => return Err(Gone),
@@ -244,31 +269,42 @@ impl Client {
     }
 
     /// Gives the server what it takes, and reads more only when it has taken all.
-    fn receive(
-        &mut self,
-        conn: ConnId,
-        server: &mut Server,
-        buffer: &mut [u8],
-    ) -> Result<(), Gone> {
-        loop {
-            let taken = server.handle_bytes(conn, &self.unread).map_err(|fault| {
-                debug!("a client is dropped: {fault:?}");
-                Gone
-            })?;
+    fn receive(&mut self, server: &mut Server, buffer: &mut [u8]) -> Result<(), Gone> {
+        if !self.unread.is_empty() {
+            let taken = give(server, self.conn, &self.unread)?;
             self.unread.drain(..taken);
-            if !self.unread.is_empty() || !self.readable {
-                return Ok(());
-            }
-            let read = self.stream.read(buffer);
-            match read {
-                Ok(0) => return Err(Gone),
-                Ok(read) => self
-                    .unread
-                    .extend_from_slice(buffer.get(..read).unwrap_or_default()),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => self.readable = false,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => return Err(Gone),
-            }
         }
+        while self.unread.is_empty() && self.readable {
+            let read = match self.stream.read(buffer) {
+                Ok(0) => return Err(Gone),
+                Ok(read) => read,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.readable = false;
+                    return Ok(());
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(_) => return Err(Gone),
+            };
+            // When it gives less than it could, the kernel tells again when there is more.
+            self.readable = self.ending || read == buffer.len();
+            let bytes = buffer.get(..read).unwrap_or_default();
+            let taken = give(server, self.conn, bytes)?;
+            let rest = bytes.get(taken..).unwrap_or_default();
+            self.unread.extend_from_slice(rest);
+        }
+        Ok(())
+    }
+}
+
+fn give(server: &mut Server, conn: ConnId, bytes: &[u8]) -> Result<usize, Gone> {
+    server.handle_bytes(conn, bytes).map_err(|fault| {
+        debug!("a client is dropped: {fault:?}");
+        Gone
+    })
+}
+
+fn activate(client: &mut Client, active: &mut Vec<ConnId>) {
+    if !std::mem::replace(&mut client.active, true) {
+        active.push(client.conn);
     }
 }

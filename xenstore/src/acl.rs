@@ -4,6 +4,8 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use slotmap::DefaultKey;
+
 use crate::ids::DomId;
 use crate::wire::{Errno, decimal};
 
@@ -12,10 +14,10 @@ const ENTRIES_MAX: usize = 1365;
 
 /// One of the domains that have a domid one after the other: an entry for it means nothing to the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Incarnation {
+pub struct Incarnation {
     pub(crate) domid: DomId,
-    /// Never given twice.
-    pub(crate) number: u64,
+    /// Where it stands among the known domains; never given twice.
+    pub(crate) life: DefaultKey,
 }
 
 /// Who asks.
@@ -104,7 +106,7 @@ pub(crate) struct Entry {
 
 /// Who may do what: the first entry names the owner, its letter is for all that are not listed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Acl {
+pub struct Acl {
     owner: Incarnation,
     others: Letter,
     listed: Vec<Entry>,
@@ -221,15 +223,23 @@ pub(crate) fn parse_entries<'a>(
 mod tests {
     use super::*;
 
-    const OWNER: Incarnation = incarnation(1, 1);
-    const GUEST: Incarnation = incarnation(2, 2);
-    const OTHER: Incarnation = incarnation(2, 3);
-
-    const fn incarnation(domid: u16, number: u64) -> Incarnation {
+    fn incarnation(domid: u16, life: u64) -> Incarnation {
         Incarnation {
             domid: DomId::new(domid),
-            number,
+            life: slotmap::KeyData::from_ffi(life).into(),
         }
+    }
+
+    fn owner() -> Incarnation {
+        incarnation(1, 1)
+    }
+
+    fn guest() -> Incarnation {
+        incarnation(2, 2)
+    }
+
+    fn other() -> Incarnation {
+        incarnation(2, 3)
     }
 
     fn subject(incarnation: Incarnation) -> Subject {
@@ -245,7 +255,7 @@ mod tests {
     }
 
     fn acl(others: Letter, listed: &[Entry]) -> Acl {
-        Acl::new(OWNER, others, listed.to_vec())
+        Acl::new(owner(), others, listed.to_vec())
     }
 
     #[test]
@@ -254,37 +264,40 @@ mod tests {
             Letter::None,
             &[
                 entry(Letter::Both, Holder::Nobody(DomId::new(2))),
-                entry(Letter::Read, Holder::Domain(GUEST)),
-                entry(Letter::Both, Holder::Domain(GUEST)),
+                entry(Letter::Read, Holder::Domain(guest())),
+                entry(Letter::Both, Holder::Domain(guest())),
                 entry(Letter::Write, Holder::Any),
             ],
         );
-        assert!(acl.allows(&subject(GUEST), Right::Read));
-        assert!(!acl.allows(&subject(GUEST), Right::Write));
-        assert!(!acl.allows(&subject(OTHER), Right::Read));
-        assert!(acl.allows(&subject(OTHER), Right::Write));
-        assert!(acl.allows(&subject(OWNER), Right::Own));
-        assert!(!acl.allows(&subject(GUEST), Right::Own));
+        assert!(acl.allows(&subject(guest()), Right::Read));
+        assert!(!acl.allows(&subject(guest()), Right::Write));
+        assert!(!acl.allows(&subject(other()), Right::Read));
+        assert!(acl.allows(&subject(other()), Right::Write));
+        assert!(acl.allows(&subject(owner()), Right::Own));
+        assert!(!acl.allows(&subject(guest()), Right::Own));
     }
 
     #[test]
     fn those_not_listed_have_the_owners_letter() {
-        assert!(acl(Letter::Both, &[]).allows(&subject(GUEST), Right::Write));
-        assert!(!acl(Letter::Read, &[]).allows(&subject(GUEST), Right::Write));
+        assert!(acl(Letter::Both, &[]).allows(&subject(guest()), Right::Write));
+        assert!(!acl(Letter::Read, &[]).allows(&subject(guest()), Right::Write));
     }
 
     #[test]
     fn a_target_adds_rights_and_takes_none() {
-        let acl = acl(Letter::None, &[entry(Letter::Read, Holder::Domain(GUEST))]);
+        let acl = acl(
+            Letter::None,
+            &[entry(Letter::Read, Holder::Domain(guest()))],
+        );
         let stub = Subject {
-            target: Some(OWNER),
-            ..subject(GUEST)
+            target: Some(owner()),
+            ..subject(guest())
         };
         assert!(acl.allows(&stub, Right::Write));
         assert!(acl.allows(&stub, Right::Own));
         let widened = Subject {
-            target: Some(GUEST),
-            ..subject(OTHER)
+            target: Some(guest()),
+            ..subject(other())
         };
         assert!(acl.allows(&widened, Right::Read));
     }

@@ -1,13 +1,17 @@
 //! One connection: bytes become requests, one at a time, and what the client has open is kept.
 
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
+use slotmap::{DefaultKey, SlotMap};
+
 use crate::acl::Incarnation;
-use crate::ids::{DomId, Ticket, TxId};
+use crate::ids::{ConnId, DomId, Ticket};
 use crate::output::Output;
+use crate::storage::Storage;
 use crate::time::Instant;
-use crate::transaction::Transaction;
+use crate::transaction::Transactions;
 use crate::watch::WatchId;
 use crate::wire::{HEADER_SIZE, Header, PAYLOAD_MAX};
 
@@ -28,15 +32,15 @@ pub(crate) struct Request {
 }
 
 /// A connection's life, from its opening until its client is gone or it starts anew.
-pub(crate) struct Connection {
+pub(crate) struct Connection<S: Storage> {
     pub(crate) incarnation: Incarnation,
+    /// Its domain may do everything.
+    pub(crate) privileged: bool,
     /// The domain in whose home relative paths lie.
     pub(crate) home: DomId,
     pub(crate) input: Input,
     pub(crate) output: Output,
-    pub(crate) transactions: BTreeMap<TxId, Transaction>,
-    /// The id given last, if any.
-    pub(crate) last_transaction: Option<TxId>,
+    pub(crate) transactions: Transactions<S>,
     /// Requests of which messages are still on their way, with how many.
     pub(crate) outstanding: BTreeMap<u64, u32>,
     /// Bytes of those messages, wherever they wait.
@@ -61,15 +65,61 @@ pub(crate) struct Connection {
     pub(crate) ready: bool,
 }
 
-impl Connection {
-    pub(crate) fn new(incarnation: Incarnation, home: DomId) -> Self {
+/// The connections that there are, found in a few steps however many.
+pub(crate) struct Connections<S: Storage> {
+    /// An empty place is promised to a connection that the host is making.
+    places: SlotMap<DefaultKey, Option<Box<Connection<S>>>>,
+}
+
+impl<S: Storage> Default for Connections<S> {
+    fn default() -> Self {
+        Self {
+            places: SlotMap::new(),
+        }
+    }
+}
+
+impl<S: Storage> Connections<S> {
+    pub(crate) fn get(&self, conn: ConnId) -> Option<&Connection<S>> {
+        self.places.get(conn.0)?.as_deref()
+    }
+
+    pub(crate) fn get_mut(&mut self, conn: ConnId) -> Option<&mut Connection<S>> {
+        self.places.get_mut(conn.0)?.as_deref_mut()
+    }
+
+    /// Promises a place to a connection to come.
+    pub(crate) fn promise(&mut self) -> ConnId {
+        ConnId(self.places.insert(None))
+    }
+
+    /// Puts a connection into the place that was promised to it.
+    pub(crate) fn open(&mut self, conn: ConnId, connection: Connection<S>) {
+        if let Some(place) = self.places.get_mut(conn.0) {
+            *place = Some(Box::new(connection));
+        }
+    }
+
+    /// Takes a connection, or a promise, back.
+    pub(crate) fn remove(&mut self, conn: ConnId) -> Option<Box<Connection<S>>> {
+        self.places.remove(conn.0)?
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.places.values().flatten().count()
+    }
+}
+
+impl<S: Storage> Connection<S> {
+    pub(crate) fn new(incarnation: Incarnation, privileged: bool, home: DomId) -> Self {
         Self {
             incarnation,
+            privileged,
             home,
             input: Input::default(),
             output: Output::default(),
-            transactions: BTreeMap::new(),
-            last_transaction: None,
+            transactions: Transactions::default(),
             outstanding: BTreeMap::new(),
             caused_bytes: 0,
             requests: 0,
@@ -87,10 +137,9 @@ impl Connection {
 
     /// Bytes that it costs its domain.
     pub(crate) fn footprint(&self) -> u64 {
-        self.transactions
-            .values()
-            .map(Transaction::bytes)
-            .fold(self.output.bytes(), u64::saturating_add)
+        self.output
+            .bytes()
+            .saturating_add(self.transactions.bytes())
             .saturating_add(self.watch_bytes)
             .saturating_add(self.caused_bytes)
     }
@@ -112,28 +161,15 @@ impl Connection {
             }
         }
     }
-
-    /// Keeps a new transaction, under the next id that is not in use.
-    pub(crate) fn add_transaction(&mut self, transaction: Transaction) -> Option<TxId> {
-        let mut id = self
-            .last_transaction
-            .map_or_else(|| TxId::new(1), |last| Some(last.next()))?;
-        while self.transactions.contains_key(&id) {
-            id = id.next();
-        }
-        self.last_transaction = Some(id);
-        self.transactions.insert(id, transaction);
-        Some(id)
-    }
 }
 
 /// What has arrived of the present request.
 #[derive(Default)]
 pub(crate) struct Input {
-    header: [u8; HEADER_SIZE],
-    /// Bytes of the header that are there.
-    filled: usize,
-    payload: Vec<u8>,
+    /// Bytes of a header that is not whole yet.
+    begun: heapless::Vec<u8, HEADER_SIZE>,
+    /// The request behind a whole header, and the bytes of it that are missing.
+    request: Option<(Request, usize)>,
 }
 
 impl Input {
@@ -141,66 +177,89 @@ impl Input {
     ///
     /// # Errors
     /// The announced length, as soon as the header is there and before anything is reserved for it.
-    pub(crate) fn take(&mut self, bytes: &[u8]) -> Result<usize, ProtocolFault> {
+    pub(crate) fn take(&mut self, bytes: &[u8], spare: &mut Spare) -> Result<usize, ProtocolFault> {
         let mut taken = 0_usize;
-        for (place, byte) in self.header.iter_mut().skip(self.filled).zip(bytes) {
-            *place = *byte;
-            taken = taken.saturating_add(1);
+        if self.request.is_none() {
+            let Some(header) = self.header(bytes, &mut taken) else {
+                return Ok(taken);
+            };
+            if header.len > PAYLOAD_MAX {
+                return Err(ProtocolFault::Oversize { len: header.len });
+            }
+            let missing = usize::try_from(header.len).unwrap_or(usize::MAX);
+            let payload = spare.take(missing);
+            self.request = Some((Request { header, payload }, missing));
         }
-        self.filled = self.filled.saturating_add(taken);
-        if self.filled < HEADER_SIZE {
-            return Ok(taken);
+        if let Some((request, missing)) = &mut self.request {
+            let body = bytes.get(taken..).unwrap_or_default();
+            let body = body.get(..*missing).unwrap_or(body);
+            request.payload.extend_from_slice(body);
+            *missing = missing.saturating_sub(body.len());
+            taken = taken.saturating_add(body.len());
         }
-        let missing = self.missing()?;
-        if self.payload.is_empty() {
-            self.payload.reserve_exact(missing);
+        Ok(taken)
+    }
+
+    /// The header, if it is whole with these bytes.
+    fn header(&mut self, bytes: &[u8], taken: &mut usize) -> Option<Header> {
+        if self.begun.is_empty()
+            && let Some(whole) = bytes.first_chunk()
+        {
+            *taken = HEADER_SIZE;
+            return Some(Header::decode(*whole));
         }
-        let body = bytes.get(taken..).unwrap_or_default();
-        let body = body.get(..missing).unwrap_or(body);
-        self.payload.extend_from_slice(body);
-        Ok(taken.saturating_add(body.len()))
+        for byte in bytes {
+            if self.begun.push(*byte).is_err() {
+                break;
+            }
+            *taken = taken.saturating_add(1);
+        }
+        let header = Header::decode(*self.begun.first_chunk()?);
+        self.begun.clear();
+        Some(header)
     }
 
     /// Whether a request is whole. An empty payload is whole with its header.
     pub(crate) fn is_whole(&self) -> bool {
-        self.filled == HEADER_SIZE && self.missing() == Ok(0)
+        matches!(self.request, Some((_, 0)))
     }
 
     /// Takes the request out, if it is whole.
     pub(crate) fn request(&mut self) -> Option<Request> {
-        if !self.is_whole() {
-            return None;
-        }
-        self.filled = 0;
-        Some(Request {
-            header: Header::decode(self.header),
-            payload: core::mem::take(&mut self.payload),
-        })
+        let whole = self.request.take_if(|(_, missing)| *missing == 0);
+        whole.map(|(request, _)| request)
     }
 
     /// Puts a request back that could not be answered yet.
     pub(crate) fn put_back(&mut self, request: Request) {
-        self.header = request.header.encode();
-        self.filled = HEADER_SIZE;
-        self.payload = request.payload;
+        self.request = Some((request, 0));
+    }
+}
+
+/// Memory of payloads that were dealt with, for the next ones.
+#[derive(Default)]
+pub(crate) struct Spare(heapless::Vec<Vec<u8>, SPARE_MAX>);
+
+/// Pieces of such memory that are kept.
+const SPARE_MAX: usize = 4;
+
+impl Spare {
+    fn take(&mut self, size: usize) -> Vec<u8> {
+        let mut payload = self.0.pop().unwrap_or_default();
+        payload.reserve_exact(size);
+        payload
     }
 
-    fn missing(&self) -> Result<usize, ProtocolFault> {
-        let len = Header::decode(self.header).len;
-        if len > PAYLOAD_MAX {
-            return Err(ProtocolFault::Oversize { len });
-        }
-        let len = usize::try_from(len).unwrap_or(usize::MAX);
-        Ok(len.saturating_sub(self.payload.len()))
+    pub(crate) fn keep(&mut self, mut payload: Vec<u8>) {
+        payload.clear();
+        // What is too much is freed.
+        drop(self.0.push(payload));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::Domains;
-    use crate::features::Features;
-    use crate::tree::Tree;
     use proptest::prelude::*;
 
     fn message(kind: u32, payload: &[u8]) -> Vec<u8> {
@@ -221,15 +280,17 @@ mod tests {
         ) {
             let stream: Vec<u8> = payloads.iter().flat_map(|payload| message(2, payload)).collect();
             let mut input = Input::default();
+            let mut spare = Spare::default();
             let mut got = Vec::new();
             let mut rest = &stream[..];
             let mut chunks = chunks.iter().cycle();
             while !rest.is_empty() {
                 let chunk = rest.len().min(*chunks.next().unwrap());
-                let taken = input.take(&rest[..chunk]).unwrap();
+                let taken = input.take(&rest[..chunk], &mut spare).unwrap();
                 rest = &rest[taken..];
                 if let Some(request) = input.request() {
-                    got.push(request.payload);
+                    got.push(request.payload.clone());
+                    spare.keep(request.payload);
                 }
             }
             prop_assert_eq!(got, payloads);
@@ -240,9 +301,12 @@ mod tests {
     fn a_whole_request_takes_no_more_bytes() {
         let mut input = Input::default();
         let bytes = [message(2, b""), message(2, b"x")].concat();
-        assert_eq!(input.take(&bytes), Ok(HEADER_SIZE));
+        assert_eq!(input.take(&bytes, &mut Spare::default()), Ok(HEADER_SIZE));
         assert!(input.is_whole());
-        assert_eq!(input.take(&bytes[HEADER_SIZE..]), Ok(0));
+        assert_eq!(
+            input.take(&bytes[HEADER_SIZE..], &mut Spare::default()),
+            Ok(0)
+        );
     }
 
     #[test]
@@ -253,7 +317,7 @@ mod tests {
                 ..Header::default()
             };
             assert_eq!(
-                Input::default().take(&header.encode()),
+                Input::default().take(&header.encode(), &mut Spare::default()),
                 Err(ProtocolFault::Oversize { len })
             );
         }
@@ -261,23 +325,9 @@ mod tests {
             len: 4096,
             ..Header::default()
         };
-        assert_eq!(Input::default().take(&header.encode()), Ok(HEADER_SIZE));
-    }
-
-    #[test]
-    fn transaction_ids_are_never_zero_nor_open() {
-        let owner = Incarnation {
-            domid: DomId::new(1),
-            number: 1,
-        };
-        let (domains, _) = Domains::new(owner.domid, Features::ALL);
-        let mut connection = Connection::new(owner, owner.domid);
-        let add = |connection: &mut Connection| {
-            connection.add_transaction(Transaction::start(&Tree::new(owner), &domains))
-        };
-        assert_eq!(add(&mut connection), TxId::new(1));
-        connection.last_transaction = TxId::new(u32::MAX - 1);
-        assert_eq!(add(&mut connection), TxId::new(u32::MAX));
-        assert_eq!(add(&mut connection), TxId::new(2));
+        assert_eq!(
+            Input::default().take(&header.encode(), &mut Spare::default()),
+            Ok(HEADER_SIZE)
+        );
     }
 }

@@ -12,31 +12,39 @@ use crate::lifecycle::parse_domid;
 use crate::privilege::Privileged;
 use crate::quota::{Peaks, Quota};
 use crate::server::Server;
+use crate::storage::Storage;
 use crate::wire::{Errno, decimal, strings};
 
 /// Longest text of the `print` command that goes to the log.
 const PRINT_MAX: usize = 256;
 
-struct Command {
-    name: &'static str,
-    parameters: &'static str,
-    run: Run,
+pub(crate) struct Command<S: Storage> {
+    pub(crate) name: &'static str,
+    pub(crate) parameters: &'static str,
+    run: Run<S>,
 }
 
 /// Gets the parameters behind the command's name; gives the text of the reply.
-type Run = fn(&mut Server, Privileged, &[&[u8]]) -> Result<String, Errno>;
+type Run<S> = fn(&mut Server<S>, Privileged, &[&[u8]]) -> Result<String, Errno>;
 
-const COMMANDS: [Command; 7] = [
-    command("check", "", check),
-    command("help", "", help),
-    command("log", "[on|off|+io|-io]", log),
-    command("memreport", "", memreport),
-    command("print", "<string>", print),
-    command("quota", "[set <name> <val>|<domid>|max [-r]]", quota),
-    command("quota-soft", "[set <name> <val>]", quota_soft),
-];
+/// All of them.
+pub(crate) const fn commands<S: Storage>() -> [Command<S>; 7] {
+    [
+        command("check", "", check),
+        command("help", "", help),
+        command("log", "[on|off|+io|-io]", log),
+        command("memreport", "", memreport),
+        command("print", "<string>", print),
+        command("quota", "[set <name> <val>|<domid>|max [-r]]", quota),
+        command("quota-soft", "[set <name> <val>]", quota_soft),
+    ]
+}
 
-const fn command(name: &'static str, parameters: &'static str, run: Run) -> Command {
+const fn command<S: Storage>(
+    name: &'static str,
+    parameters: &'static str,
+    run: Run<S>,
+) -> Command<S> {
     Command {
         name,
         parameters,
@@ -44,37 +52,34 @@ const fn command(name: &'static str, parameters: &'static str, run: Run) -> Comm
     }
 }
 
-impl Server {
+impl<S: Storage> Server<S> {
     /// Runs a command (protocol.md section 11).
     pub(crate) fn control(&mut self, token: Privileged, payload: &[u8]) -> Result<Answer, Errno> {
         let words: Vec<&[u8]> = strings(payload).collect();
         let (name, parameters) = words.split_first().ok_or(Errno::EINVAL)?;
-        let command = COMMANDS
-            .iter()
+        let command = commands()
+            .into_iter()
             .find(|command| command.name.as_bytes() == *name)
             .ok_or(Errno::EINVAL)?;
         (command.run)(self, token, parameters).map(Answer::Text)
     }
 }
 
-/// The names and parameters of all commands.
-pub(crate) fn commands() -> impl Iterator<Item = (&'static str, &'static str)> {
-    COMMANDS
-        .iter()
-        .map(|command| (command.name, command.parameters))
-}
-
 fn done() -> Result<String, Errno> {
     Ok(String::from("OK"))
 }
 
-fn help(_: &mut Server, _: Privileged, _: &[&[u8]]) -> Result<String, Errno> {
-    let line = |(name, parameters)| format!("{name:<15} {parameters}\n");
-    Ok(commands().map(line).collect())
+fn help<S: Storage>(_: &mut Server<S>, _: Privileged, _: &[&[u8]]) -> Result<String, Errno> {
+    let line = |command: &Command<S>| format!("{:<15} {}\n", command.name, command.parameters);
+    Ok(commands().iter().map(line).collect())
 }
 
 /// Counts again what every domain has, and compares.
-fn check(server: &mut Server, _: Privileged, parameters: &[&[u8]]) -> Result<String, Errno> {
+fn check<S: Storage>(
+    server: &mut Server<S>,
+    _: Privileged,
+    parameters: &[&[u8]],
+) -> Result<String, Errno> {
     if !parameters.is_empty() {
         return Err(Errno::EINVAL);
     }
@@ -93,7 +98,11 @@ fn check(server: &mut Server, _: Privileged, parameters: &[&[u8]]) -> Result<Str
 }
 
 /// Lists what is logged, or changes it: `io` is a line for each request and each reply.
-fn log(server: &mut Server, _: Privileged, parameters: &[&[u8]]) -> Result<String, Errno> {
+fn log<S: Storage>(
+    server: &mut Server<S>,
+    _: Privileged,
+    parameters: &[&[u8]],
+) -> Result<String, Errno> {
     match parameters {
         [] => {
             let state = if server.traces { "on" } else { "off" };
@@ -107,7 +116,11 @@ fn log(server: &mut Server, _: Privileged, parameters: &[&[u8]]) -> Result<Strin
 }
 
 /// What there is, and what it costs. C xenstored writes it to a file, of which there is none here.
-fn memreport(server: &mut Server, _: Privileged, parameters: &[&[u8]]) -> Result<String, Errno> {
+fn memreport<S: Storage>(
+    server: &mut Server<S>,
+    _: Privileged,
+    parameters: &[&[u8]],
+) -> Result<String, Errno> {
     if !parameters.is_empty() {
         return Err(Errno::EINVAL);
     }
@@ -124,12 +137,16 @@ fn memreport(server: &mut Server, _: Privileged, parameters: &[&[u8]]) -> Result
         sum(|usage| usage.nodes),
         sum(|usage| usage.node_bytes),
         sum(|usage| usage.watches),
-        server.connections.len(),
+        server.connections.count(),
         sum(|usage| usage.connection_bytes),
     ))
 }
 
-fn print(_: &mut Server, _: Privileged, parameters: &[&[u8]]) -> Result<String, Errno> {
+fn print<S: Storage>(
+    _: &mut Server<S>,
+    _: Privileged,
+    parameters: &[&[u8]],
+) -> Result<String, Errno> {
     let [text] = parameters else {
         return Err(Errno::EINVAL);
     };
@@ -138,7 +155,11 @@ fn print(_: &mut Server, _: Privileged, parameters: &[&[u8]]) -> Result<String, 
     done()
 }
 
-fn quota(server: &mut Server, _: Privileged, parameters: &[&[u8]]) -> Result<String, Errno> {
+fn quota<S: Storage>(
+    server: &mut Server<S>,
+    _: Privileged,
+    parameters: &[&[u8]],
+) -> Result<String, Errno> {
     match parameters {
         [] => Ok(settings(server, |quota| quota != Quota::SoftMemory)),
         [b"set", name, limit] => set(server, name, limit),
@@ -152,7 +173,11 @@ fn quota(server: &mut Server, _: Privileged, parameters: &[&[u8]]) -> Result<Str
     }
 }
 
-fn quota_soft(server: &mut Server, _: Privileged, parameters: &[&[u8]]) -> Result<String, Errno> {
+fn quota_soft<S: Storage>(
+    server: &mut Server<S>,
+    _: Privileged,
+    parameters: &[&[u8]],
+) -> Result<String, Errno> {
     match parameters {
         [] => Ok(settings(server, |quota| quota == Quota::SoftMemory)),
         [b"set", b"memory", limit] => set(server, b"soft-memory", limit),
@@ -160,7 +185,7 @@ fn quota_soft(server: &mut Server, _: Privileged, parameters: &[&[u8]]) -> Resul
     }
 }
 
-fn settings(server: &Server, shown: impl Fn(Quota) -> bool) -> String {
+fn settings<S: Storage>(server: &Server<S>, shown: impl Fn(Quota) -> bool) -> String {
     let line = |quota: Quota| {
         let limit = server.settings.quotas.get(quota);
         format!("{:<17}: {limit:8} {}\n", quota.name(), quota.help())
@@ -172,13 +197,13 @@ fn settings(server: &Server, shown: impl Fn(Quota) -> bool) -> String {
     format!("Quota settings:\n{lines}")
 }
 
-fn peaks(server: &Server) -> String {
+fn peaks<S: Storage>(server: &Server<S>) -> String {
     let line = |quota: Quota| format!("{:<17}: {:8}\n", quota.name(), server.peaks.get(quota));
     let lines: String = MEASURED.into_iter().map(line).collect();
     format!("Max. seen accounting values:\n{lines}")
 }
 
-fn set(server: &mut Server, name: &[u8], limit: &[u8]) -> Result<String, Errno> {
+fn set<S: Storage>(server: &mut Server<S>, name: &[u8], limit: &[u8]) -> Result<String, Errno> {
     let quota = Quota::from_name(name).ok_or(Errno::EINVAL)?;
     let limit = decimal(limit, u32::MAX)?;
     if limit == 0 {
@@ -188,7 +213,7 @@ fn set(server: &mut Server, name: &[u8], limit: &[u8]) -> Result<String, Errno> 
     done()
 }
 
-fn usage(server: &Server, domid: DomId) -> Result<String, Errno> {
+fn usage<S: Storage>(server: &Server<S>, domid: DomId) -> Result<String, Errno> {
     let domain = server.domains.get(domid).ok_or(Errno::ENOENT)?;
     let line = |quota: Quota| {
         let limit = server.settings.quotas.of(&domain.overrides, quota);
@@ -212,11 +237,11 @@ const MEASURED: [Quota; 5] = [
 ];
 
 /// How much of one of [`MEASURED`] a domain has.
-fn used(server: &Server, domain: &Domain, quota: Quota) -> u64 {
+fn used<S: Storage>(server: &Server<S>, domain: &Domain, quota: Quota) -> u64 {
     let connection = domain
         .connection
-        .and_then(|conn| server.connections.get(&conn));
-    let count = |part: fn(&Connection) -> usize| {
+        .and_then(|conn| server.connections.get(conn));
+    let count = |part: fn(&Connection<S>) -> usize| {
         u64::try_from(connection.map_or(0, part)).unwrap_or(u64::MAX)
     };
     match quota {

@@ -65,7 +65,10 @@ fn requests(text: &mut String) {
 
 fn commands(text: &mut String) {
     text.push_str("\n## CONTROL commands\n\n| command | parameters |\n|---|---|\n");
-    for (name, parameters) in control::commands() {
+    for control::Command {
+        name, parameters, ..
+    } in control::commands::<crate::Tree>()
+    {
         let parameters = parameters.replace('|', "\\|");
         let parameters = if parameters.is_empty() {
             parameters

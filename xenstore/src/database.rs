@@ -2,7 +2,6 @@
 //!
 //! Each first finds out whether it may and can (permissions, quotas, sizes), then edits; there is nothing to undo.
 
-use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::iter;
@@ -14,10 +13,12 @@ use crate::effects::{Editor, Effects, footprint};
 use crate::features::Features;
 use crate::ids::{DomId, EvtchnPort, Generation};
 use crate::memory::{self, Supply};
-use crate::path::{Components, Path};
+use crate::path::{Components, NamedPath, PathRef};
 use crate::quota::{Quota, Quotas, within};
-use crate::tree::{Node, Tree, Value, listed_size};
-use crate::wire::{Errno, Kind, PAYLOAD_MAX, decimal, exactly, one, strings};
+use crate::run::fits;
+use crate::storage::{Key, Map, Node, Storage, Value, Weigh, listed_size};
+use crate::watch::Watches;
+use crate::wire::{Errno, Kind, decimal, exactly, one, strings};
 
 /// Bytes of a node besides value, permissions and child list, as quota `node-size` counts (protocol.md section 6).
 const SIZE_BASE: usize = 16;
@@ -53,6 +54,8 @@ pub(crate) struct Setting<'a> {
     pub(crate) domains: &'a Domains,
     pub(crate) quotas: &'a Quotas,
     pub(crate) client: &'a Domain,
+    /// The client as one who asks.
+    pub(crate) subject: Subject,
     pub(crate) supply: Supply,
     /// Whose home relative paths lie in.
     pub(crate) home: DomId,
@@ -60,11 +63,13 @@ pub(crate) struct Setting<'a> {
     pub(crate) absent: &'a [DomId],
 }
 
-/// What a request works on: the store's own tree or a transaction's.
-pub(crate) struct Work<'a, 's> {
+/// What a request works on: the store's own nodes or a transaction's.
+pub(crate) struct Work<'a, 's, S: Storage> {
     pub(crate) setting: &'a mut Setting<'s>,
-    pub(crate) tree: &'a mut Tree,
-    pub(crate) effects: &'a mut Effects,
+    pub(crate) nodes: &'a mut S,
+    pub(crate) effects: &'a mut Effects<S>,
+    /// Who hears at once of what is done; none in a transaction.
+    pub(crate) watches: Option<&'a Watches>,
     /// In a transaction, the nodes it has touched.
     pub(crate) touched: Option<&'a mut Touched>,
 }
@@ -73,23 +78,29 @@ pub(crate) struct Work<'a, 's> {
 #[derive(Default)]
 pub(crate) struct Touched {
     /// With how many were touched before it.
-    paths: BTreeMap<Path, usize>,
+    paths: Map<Key, Order>,
     /// There were more than allowed: the transaction can only be ended.
     pub(crate) overflowed: bool,
 }
 
 impl Setting<'_> {
     pub(crate) fn limit(&self, quota: Quota) -> u32 {
-        self.domains.limit(self.client, self.quotas, quota)
+        if self.subject.privileged {
+            return 0;
+        }
+        self.quotas.of(&self.client.overrides, quota)
     }
 
     /// Whether the client may have `after` bytes.
     pub(crate) fn check_memory(&self, after: u64) -> Result<(), Errno> {
-        memory::check(self.supply, self.domains, self.quotas, self.client, after)
+        if self.subject.privileged {
+            return Ok(());
+        }
+        memory::check(self.supply, self.quotas, self.client, after)
     }
 }
 
-impl Work<'_, '_> {
+impl<S: Storage> Work<'_, '_, S> {
     /// Runs one of the requests that [`is_database`] names.
     pub(crate) fn execute(&mut self, kind: Kind, payload: &[u8]) -> Result<Answer, Refusal> {
         match kind {
@@ -107,38 +118,34 @@ impl Work<'_, '_> {
 
     fn directory(&mut self, payload: &[u8]) -> Result<Answer, Refusal> {
         let path = self.node_path(one(payload)?)?;
-        let node = self.allowed(&path, Right::Read)?;
-        let most = usize::try_from(PAYLOAD_MAX).unwrap_or(usize::MAX);
-        if node.children().list_size() > most {
+        let node = self.allowed(path.as_ref(), Right::Read)?;
+        if !fits(node.children().list_size()) {
             return Err(Errno::E2BIG.into());
         }
-        Ok(Answer::Names(node.children().clone()))
+        Ok(Answer::names(node.children()))
     }
 
     fn directory_part(&mut self, payload: &[u8]) -> Result<Answer, Refusal> {
         let [path, offset] = exactly(payload)?;
         let path = self.node_path(path)?;
         let offset = usize::try_from(decimal(offset, u32::MAX)?).unwrap_or(usize::MAX);
-        let node = self.allowed(&path, Right::Read)?;
-        Ok(Answer::Part {
-            generation: node.generation,
-            children: node.children().clone(),
-            offset,
-        })
+        let node = self.allowed(path.as_ref(), Right::Read)?;
+        Ok(Answer::part(node.generation, node.children(), offset))
     }
 
     fn read(&mut self, payload: &[u8]) -> Result<Answer, Refusal> {
         let path = self.node_path(one(payload)?)?;
-        let node = self.allowed(&path, Right::Read)?;
+        let node = self.allowed(path.as_ref(), Right::Read)?;
         Ok(Answer::Value(node.value.clone()))
     }
 
     fn get_perms(&mut self, payload: &[u8]) -> Result<Answer, Refusal> {
         let path = self.any_path(one(payload)?)?;
-        let node = self.allowed(&path, Right::Read)?;
-        let acl = Rc::clone(&node.acl);
         let domains = self.setting.domains;
-        let shown = acl.encode(|incarnation| domains.alive(incarnation).is_some());
+        let node = self.allowed(path.as_ref(), Right::Read)?;
+        let shown = node
+            .acl
+            .encode(|incarnation| domains.alive(incarnation).is_some());
         Ok(Answer::Permissions(shown))
     }
 
@@ -148,49 +155,57 @@ impl Work<'_, '_> {
             .get(path.len().saturating_add(1)..)
             .unwrap_or_default();
         let path = self.node_path(path)?;
-        if let Some(node) = self.find(&path, Right::Write)? {
+        let path = path.as_ref();
+        self.touch(path)?;
+        let (node, missing) = self.nearest(path, Right::Write)?;
+        if missing.is_empty() {
             let size = node_size(node, value.len(), node.children().list_size());
             let grown = value.len().saturating_sub(node.value.as_bytes().len());
             self.check_size(size)?;
             self.check_memory(u64::try_from(grown).unwrap_or(u64::MAX))?;
-            self.edit().write(&path, Value::new(value));
+            self.edit().write(path, Value::new(value));
         } else {
-            self.create(&path, value)?;
+            let plan = self.plan(node, missing, value)?;
+            self.create(path, plan, value)?;
         }
         Ok(Answer::Done)
     }
 
     fn mkdir(&mut self, payload: &[u8]) -> Result<Answer, Refusal> {
         let path = self.node_path(one(payload)?)?;
-        if self.find(&path, Right::Write)?.is_none() {
-            self.create(&path, &[])?;
+        self.touch(path.as_ref())?;
+        let (nearest, missing) = self.nearest(path.as_ref(), Right::Write)?;
+        if !missing.is_empty() {
+            let plan = self.plan(nearest, missing, &[])?;
+            self.create(path.as_ref(), plan, &[])?;
         }
         Ok(Answer::Done)
     }
 
     fn rm(&mut self, payload: &[u8]) -> Result<Answer, Refusal> {
         let path = self.node_path(one(payload)?)?;
-        let exists = self.find(&path, Right::Write)?.is_some();
+        let path = path.as_ref();
+        self.touch(path)?;
+        let (_, missing) = self.nearest(path, Right::Write)?;
         let parent = path.parent().ok_or(Errno::EINVAL)?;
-        if exists {
-            self.edit().remove(&path);
+        if missing.is_empty() {
+            self.edit().remove(path);
         } else {
-            self.touch(&parent)?;
-            self.tree.get(&parent).ok_or(Errno::ENOENT)?;
+            self.touch(parent)?;
+            self.nodes.get(parent).ok_or(Errno::ENOENT)?;
         }
         Ok(Answer::Done)
     }
 
     fn set_perms(&mut self, payload: &[u8]) -> Result<Answer, Refusal> {
-        let mut rest = strings(payload).collect::<Vec<_>>().into_iter();
-        let path = rest.next().ok_or(Errno::EINVAL)?;
-        let path = self.any_path(path)?;
+        let mut rest = strings(payload);
+        let path = self.any_path(rest.next().ok_or(Errno::EINVAL)?)?;
         let limit = self.limit(Quota::NodePermissions);
         let entries = acl::parse_entries(rest, limit)?;
-        let node = self.allowed(&path, Right::Own)?;
+        let node = self.allowed(path.as_ref(), Right::Own)?;
         let owner = node.acl.owner();
         let acl = self.resolve(&entries, owner)?;
-        self.edit().set_acl(&path, Rc::new(acl));
+        self.edit().set_acl(path.as_ref(), Rc::new(acl));
         Ok(Answer::Done)
     }
 
@@ -231,44 +246,53 @@ impl Work<'_, '_> {
     }
 
     /// Creates a node and what is missing above it, all of it or nothing (protocol.md sections 5.4 and 6).
-    fn create(&mut self, path: &Path, value: &[u8]) -> Result<(), Refusal> {
+    fn create(&mut self, path: PathRef<'_>, plan: Plan, value: &[u8]) -> Result<(), Refusal> {
+        let Plan { acl, levels } = plan;
+        if levels > 1 || self.touched.is_some() {
+            let above = iter::successors(path.parent(), |path| path.parent());
+            let mut silent: Vec<PathRef<'_>> = above.take(levels).collect();
+            silent.reverse();
+            for path in &silent {
+                self.touch(*path)?;
+            }
+            // The first of them is the one that exists.
+            for parent in silent.into_iter().skip(1) {
+                self.edit()
+                    .create(parent, Value::default(), Rc::clone(&acl), true);
+            }
+        }
+        self.edit().create(path, Value::new(value), acl, false);
+        Ok(())
+    }
+
+    /// What it takes to create `missing` below `nearest`, if the client may.
+    fn plan(
+        &self,
+        nearest: &Node<S::Child>,
+        missing: Components<'_>,
+        value: &[u8],
+    ) -> Result<Plan, Errno> {
         let subject = self.subject();
-        let (nearest, missing) = self.tree.nearest(path);
         let acl = if subject.privileged || nearest.acl.owner() == subject.incarnation {
             Rc::clone(&nearest.acl)
         } else {
             Rc::new(nearest.acl.owned_by(subject.incarnation))
         };
         let levels = missing.clone().count();
-        self.check_growth(nearest, missing, value, &acl)?;
-        let mut silent: Vec<Path> = iter::successors(path.parent(), Path::parent)
-            .take(levels)
-            .collect();
-        silent.reverse();
-        for path in &silent {
-            self.touch(path)?;
+        if !subject.privileged {
+            self.check_growth(nearest, missing, value, &acl)?;
         }
-        // The first of them is the one that exists.
-        silent.drain(..silent.len().min(1));
-        for parent in &silent {
-            self.edit()
-                .create(parent, Value::default(), Rc::clone(&acl), true);
-        }
-        self.edit().create(path, Value::new(value), acl, false);
-        Ok(())
+        Ok(Plan { acl, levels })
     }
 
     /// Whether an unprivileged client may add `missing` below `nearest`.
     fn check_growth(
         &self,
-        nearest: &Node,
+        nearest: &Node<S::Child>,
         missing: Components<'_>,
         value: &[u8],
         acl: &Acl,
     ) -> Result<(), Errno> {
-        if self.subject().privileged {
-            return Ok(());
-        }
         let added = u64::try_from(missing.clone().count()).unwrap_or(u64::MAX);
         let pending = self.effects.charge_of(self.subject().incarnation);
         let owned = self
@@ -318,45 +342,52 @@ impl Work<'_, '_> {
     }
 
     /// The node, which must exist, if the client has `right` to it.
-    fn allowed(&mut self, path: &Path, right: Right) -> Result<&Node, Refusal> {
-        self.find(path, right)?.ok_or(Errno::ENOENT.into())
-    }
-
-    /// The node, if it exists and the client has `right` to it; none, if it has that right to the nearest node above where it is
-    /// missing. What a client may not see, it may not miss either (protocol.md section 5.3).
-    fn find(&mut self, path: &Path, right: Right) -> Result<Option<&Node>, Refusal> {
+    fn allowed(&mut self, path: PathRef<'_>, right: Right) -> Result<&Node<S::Child>, Refusal> {
         self.touch(path)?;
-        let subject = self.subject();
-        let (nearest, mut missing) = self.tree.nearest(path);
-        if !nearest.acl.allows(&subject, right) {
-            return Err(Errno::EACCES.into());
+        match self.nearest(path, right)? {
+            (node, missing) if missing.is_empty() => Ok(node),
+            _ => Err(Errno::ENOENT.into()),
         }
-        Ok(missing.next().is_none().then_some(&**nearest))
     }
 
-    fn touch(&mut self, path: &Path) -> Result<(), Errno> {
-        if self.touched.is_none() {
-            return Ok(());
+    /// The node, or the nearest above where it is missing, with the names that are, if the client has `right` to that. What a client may not
+    /// see, it may not miss either (protocol.md section 5.3).
+    fn nearest<'p>(
+        &self,
+        path: PathRef<'p>,
+        right: Right,
+    ) -> Result<(&Node<S::Child>, Components<'p>), Refusal> {
+        let (nearest, missing) = self.nodes.nearest(path);
+        if nearest.acl.allows(&self.setting.subject, right) {
+            Ok((nearest, missing))
+        } else {
+            Err(Errno::EACCES.into())
         }
-        let limit = self.limit(Quota::TransactionNodes);
-        let touched = self.touched.as_mut();
-        touched.map_or(Ok(()), |touched| touched.add(path, limit))
     }
 
-    fn edit(&mut self) -> Editor<'_> {
+    fn touch(&mut self, path: PathRef<'_>) -> Result<(), Errno> {
+        let limit = self.setting.limit(Quota::TransactionNodes);
+        match &mut self.touched {
+            Some(touched) => touched.add(path, limit),
+            None => Ok(()),
+        }
+    }
+
+    fn edit(&mut self) -> Editor<'_, S> {
         Editor {
-            tree: self.tree,
+            nodes: self.nodes,
             effects: self.effects,
             generation: self.setting.generation,
+            watches: self.watches,
         }
     }
 
-    fn node_path(&self, written: &[u8]) -> Result<Path, Errno> {
-        Path::parse_node(written, self.setting.home, self.limit(Quota::PathMax))
+    fn node_path<'p>(&self, written: &'p [u8]) -> Result<NamedPath<'p>, Errno> {
+        NamedPath::parse_node(written, self.setting.home, self.limit(Quota::PathMax))
     }
 
-    fn any_path(&self, written: &[u8]) -> Result<Path, Errno> {
-        Path::parse(written, self.setting.home, self.limit(Quota::PathMax))
+    fn any_path<'p>(&self, written: &'p [u8]) -> Result<NamedPath<'p>, Errno> {
+        NamedPath::parse(written, self.setting.home, self.limit(Quota::PathMax))
     }
 
     fn limit(&self, quota: Quota) -> u32 {
@@ -364,13 +395,19 @@ impl Work<'_, '_> {
     }
 
     fn subject(&self) -> Subject {
-        self.setting.domains.subject(self.setting.client)
+        self.setting.subject
     }
 }
 
+/// What a new node and those above it begin with, and how many they are.
+struct Plan {
+    acl: Rc<Acl>,
+    levels: usize,
+}
+
 impl Touched {
-    fn add(&mut self, path: &Path, limit: u32) -> Result<(), Errno> {
-        if self.paths.contains_key(path) {
+    fn add(&mut self, path: PathRef<'_>, limit: u32) -> Result<(), Errno> {
+        if self.paths.get(Key::order(path.as_str())).is_some() {
             return Ok(());
         }
         let before = self.paths.len();
@@ -379,13 +416,25 @@ impl Touched {
             self.overflowed = true;
             return Err(Errno::ENOSPC);
         }
-        self.paths.insert(path.clone(), before);
+        let key = Key::new(path.as_str().into());
+        self.paths.insert(key, Order(before));
         Ok(())
     }
 
     /// How many nodes were touched before this one.
-    pub(crate) fn order(&self, path: &Path) -> usize {
-        self.paths.get(path).copied().unwrap_or(usize::MAX)
+    pub(crate) fn order(&self, path: PathRef<'_>) -> usize {
+        let order = self.paths.get(Key::order(path.as_str()));
+        order.map_or(usize::MAX, |order| order.0)
+    }
+}
+
+/// A place in the order of first use.
+#[derive(Clone)]
+struct Order(usize);
+
+impl Weigh for Order {
+    fn weight(&self) -> usize {
+        0
     }
 }
 
@@ -404,7 +453,7 @@ pub(crate) fn is_database(kind: Kind) -> bool {
     )
 }
 
-fn node_size(node: &Node, value: usize, list: usize) -> usize {
+fn node_size<T>(node: &Node<T>, value: usize, list: usize) -> usize {
     size(node.acl.len(), value, list)
 }
 

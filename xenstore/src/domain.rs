@@ -1,12 +1,16 @@
 //! The domains that the store knows, introduced or not, each for its own life only.
 
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
+use core::mem;
+
+use slotmap::{DefaultKey, SlotMap};
 
 use crate::acl::{Incarnation, Subject};
 use crate::features::Features;
 use crate::ids::{ConnId, DomId, Identity, UniqueId};
 use crate::path::Path;
-use crate::quota::{Overrides, Quota, Quotas};
+use crate::quota::{Overrides, Quota, Quotas, within};
 
 /// One domain.
 #[derive(Debug)]
@@ -52,9 +56,8 @@ impl Usage {
 #[derive(Debug)]
 pub(crate) struct Domains {
     privileged: Incarnation,
-    known: BTreeMap<DomId, Domain>,
-    /// Counts the incarnations.
-    born: u64,
+    lives: SlotMap<DefaultKey, Box<Domain>>,
+    by_domid: BTreeMap<DomId, DefaultKey>,
     /// Counts those that ended.
     deaths: u64,
 }
@@ -62,14 +65,19 @@ pub(crate) struct Domains {
 impl Domains {
     /// The privileged domain alone, before its ring is there; and its incarnation.
     pub(crate) fn new(privileged: DomId, features: Features) -> (Self, Incarnation) {
+        let mut lives = SlotMap::new();
+        let life = lives.insert_with_key(|life| {
+            let domid = privileged;
+            Box::new(Domain::new(Incarnation { domid, life }, features))
+        });
         let first = Incarnation {
             domid: privileged,
-            number: 0,
+            life,
         };
         let domains = Self {
             privileged: first,
-            known: BTreeMap::from([(privileged, Domain::new(first, None, features))]),
-            born: 1,
+            lives,
+            by_domid: BTreeMap::from([(privileged, life)]),
             deaths: 0,
         };
         (domains, first)
@@ -77,55 +85,55 @@ impl Domains {
 
     /// The present domain with this id.
     pub(crate) fn get(&self, domid: DomId) -> Option<&Domain> {
-        self.known.get(&domid)
+        let life = *self.by_domid.get(&domid)?;
+        self.lives.get(life).map(|domain| &**domain)
     }
 
     pub(crate) fn get_mut(&mut self, domid: DomId) -> Option<&mut Domain> {
-        self.known.get_mut(&domid)
+        let life = *self.by_domid.get(&domid)?;
+        self.lives.get_mut(life).map(|domain| &mut **domain)
     }
 
     /// The domain, while it is the present one with its id.
     pub(crate) fn alive(&self, incarnation: Incarnation) -> Option<&Domain> {
-        self.get(incarnation.domid)
-            .filter(|domain| domain.incarnation == incarnation)
+        self.lives.get(incarnation.life).map(|domain| &**domain)
     }
 
     pub(crate) fn alive_mut(&mut self, incarnation: Incarnation) -> Option<&mut Domain> {
-        self.get_mut(incarnation.domid)
-            .filter(|domain| domain.incarnation == incarnation)
+        let domain = self.lives.get_mut(incarnation.life);
+        domain.map(|domain| &mut **domain)
     }
 
+    /// All of them, by id.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Domain> {
-        self.known.values()
+        let lives = self.by_domid.values();
+        lives.filter_map(|life| self.lives.get(*life).map(|domain| &**domain))
     }
 
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Domain> {
-        self.known.values_mut()
+        self.lives.values_mut().map(|domain| &mut **domain)
     }
 
     /// The domain with this identity, made known if it was not. What was known under this domid must be the same domain.
-    pub(crate) fn learn(&mut self, identity: Identity, features: Features) -> &mut Domain {
-        let born = &mut self.born;
-        let domain = self.known.entry(identity.domid).or_insert_with(|| {
-            let incarnation = Incarnation {
-                domid: identity.domid,
-                number: *born,
-            };
-            *born = born.wrapping_add(1);
-            Domain::new(incarnation, None, features)
+    pub(crate) fn learn(&mut self, identity: Identity, features: Features) -> Incarnation {
+        let Identity { domid, unique } = identity;
+        let lives = &mut self.lives;
+        let life = *self.by_domid.entry(domid).or_insert_with(|| {
+            lives.insert_with_key(|life| {
+                Box::new(Domain::new(Incarnation { domid, life }, features))
+            })
         });
-        domain.unique.get_or_insert(identity.unique);
-        domain
+        if let Some(domain) = lives.get_mut(life) {
+            domain.unique.get_or_insert(unique);
+        }
+        Incarnation { domid, life }
     }
 
-    /// Forgets a domain that is no more, and that others had it as their target.
+    /// Forgets a domain that is no more.
     pub(crate) fn remove(&mut self, domid: DomId) -> Option<Domain> {
-        let domain = self.known.remove(&domid)?;
+        let domain = self.lives.remove(self.by_domid.remove(&domid)?)?;
         self.deaths = self.deaths.wrapping_add(1);
-        for other in self.known.values_mut() {
-            other.target = other.target.filter(|target| *target != domain.incarnation);
-        }
-        Some(domain)
+        Some(*domain)
     }
 
     /// How many domains have ended.
@@ -133,11 +141,11 @@ impl Domains {
         self.deaths
     }
 
-    /// The domain as one who asks.
+    /// The domain as one who asks. A target that is no more gives no rights.
     pub(crate) fn subject(&self, domain: &Domain) -> Subject {
         Subject {
             incarnation: domain.incarnation,
-            target: domain.target,
+            target: domain.target.filter(|target| self.alive(*target).is_some()),
             privileged: self.is_privileged(domain.incarnation.domid),
         }
     }
@@ -161,10 +169,10 @@ impl Domains {
 }
 
 impl Domain {
-    fn new(incarnation: Incarnation, unique: Option<UniqueId>, features: Features) -> Self {
+    fn new(incarnation: Incarnation, features: Features) -> Self {
         Self {
             incarnation,
-            unique,
+            unique: None,
             connection: None,
             told_shutdown: false,
             told_memory: false,
@@ -173,6 +181,16 @@ impl Domain {
             overrides: Overrides::default(),
             usage: Usage::default(),
             estates: BTreeSet::new(),
+        }
+    }
+
+    /// Logs once that it uses more than `soft` bytes (quota `soft-memory`); again when it did so after using less.
+    pub(crate) fn warn_of_memory(&mut self, soft: u32) {
+        let memory = self.usage.memory();
+        let exceeds = !within(memory, soft);
+        if mem::replace(&mut self.told_memory, exceeds) != exceeds && exceeds {
+            let domid = self.incarnation.domid;
+            log::warn!("domain {domid} uses {memory} bytes, more than quota soft-memory ({soft})");
         }
     }
 

@@ -9,8 +9,9 @@ use alloc::vec::Vec;
 
 use crate::acl::{Acl, Incarnation};
 use crate::ids::Generation;
-use crate::path::Path;
-use crate::tree::{Node, Tree, Value, visit};
+use crate::path::{Path, PathRef};
+use crate::storage::{Branch, Leaf, Seed, Storage, Tree, Value};
+use crate::watch::Watches;
 
 /// Bytes that a node costs before its name, value and permissions: the node, its place in its parent and the allocator's share.
 const NODE_BYTES: u64 = 192;
@@ -18,21 +19,36 @@ const NODE_BYTES: u64 = 192;
 const ENTRY_BYTES: u64 = 24;
 
 /// What a request or transaction did.
-#[derive(Default)]
-pub(crate) struct Effects {
-    changes: Vec<Change>,
+pub(crate) struct Effects<S: Storage = Tree> {
+    changes: Vec<Change<S>>,
     /// Sorted by owner.
     charges: Vec<(Incarnation, Charge)>,
     estates: Vec<Transfer>,
 }
 
 /// A node of which its watchers hear.
-pub(crate) struct Change {
+pub(crate) struct Change<S: Storage = Tree> {
     pub(crate) path: Path,
     /// It was cut off, with all below it.
     pub(crate) removed: bool,
     /// What stood there before, where that matters to who may hear.
-    pub(crate) old: Option<Rc<Node>>,
+    pub(crate) old: Option<Old<S>>,
+}
+
+/// What stood where something changed.
+pub(crate) enum Old<S: Storage> {
+    Acl(Rc<Acl>),
+    Branch(S::Branch),
+}
+
+impl<S: Storage> Default for Effects<S> {
+    fn default() -> Self {
+        Self {
+            changes: Vec::new(),
+            charges: Vec::new(),
+            estates: Vec::new(),
+        }
+    }
 }
 
 /// What an owner has more, or less.
@@ -49,13 +65,20 @@ pub(crate) struct Transfer {
     pub(crate) gained: bool,
 }
 
-impl Effects {
+impl<S: Storage> Effects<S> {
     /// Whether nothing was changed.
     pub(crate) fn is_empty(&self) -> bool {
         self.changes.is_empty() && self.charges.is_empty()
     }
 
-    pub(crate) fn changes(&self) -> &[Change] {
+    /// Forgets what was done; its memory stays for what comes.
+    pub(crate) fn clear(&mut self) {
+        self.changes.clear();
+        self.charges.clear();
+        self.estates.clear();
+    }
+
+    pub(crate) fn changes(&self) -> &[Change<S>] {
         &self.changes
     }
 
@@ -81,24 +104,25 @@ impl Effects {
     /// A node that was both cut off and changed counts as cut off; one that is in neither tree does not count.
     pub(crate) fn settle(
         &mut self,
-        before: &Tree,
-        after: &Tree,
-        accessed: impl Fn(&Path) -> usize,
+        before: &S,
+        after: &S,
+        accessed: impl Fn(PathRef<'_>) -> usize,
     ) {
         let mut first: BTreeMap<Path, usize> = BTreeMap::new();
-        let mut settled: Vec<Change> = Vec::new();
+        let mut settled: Vec<Change<S>> = Vec::new();
         for change in self.changes.drain(..) {
             if let Some(earlier) = first.get(&change.path).and_then(|at| settled.get_mut(*at)) {
                 earlier.removed |= change.removed;
                 continue;
             }
-            let old = before.get(&change.path).cloned();
-            if old.is_some() || after.get(&change.path).is_some() {
+            let path = change.path.as_ref();
+            let old = before.branch(path).map(Old::Branch);
+            if old.is_some() || after.get(path).is_some() {
                 first.insert(change.path.clone(), settled.len());
                 settled.push(Change { old, ..change });
             }
         }
-        settled.sort_by_key(|change| accessed(&change.path));
+        settled.sort_by_key(|change| accessed(change.path.as_ref()));
         self.changes = settled;
     }
 
@@ -113,8 +137,8 @@ impl Effects {
         }
     }
 
-    fn transfer(&mut self, owner: Incarnation, path: &Path, gained: bool) {
-        let path = path.clone();
+    fn transfer(&mut self, owner: Incarnation, path: PathRef<'_>, gained: bool) {
+        let path = path.to_path();
         self.estates.push(Transfer {
             owner,
             path,
@@ -132,39 +156,44 @@ pub(crate) fn footprint(name: usize, value: usize, entries: usize) -> u64 {
         .saturating_add(ENTRY_BYTES.saturating_mul(wide(entries)))
 }
 
-/// What `node` at `path` costs its owner.
-pub(crate) fn footprint_of(path: &Path, node: &Node) -> i64 {
-    let name = path.as_str().rsplit('/').next().unwrap_or_default();
-    let bytes = footprint(name.len(), node.value.as_bytes().len(), node.acl.len());
+/// What a node at `path` costs its owner.
+pub(crate) fn cost(path: PathRef<'_>, value: &Value, acl: &Acl) -> i64 {
+    let name = path.split().map_or(0, |(_, name)| name.len());
+    let bytes = footprint(name, value.as_bytes().len(), acl.len());
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
-/// Changes a tree and notes the effects. What may be changed was judged before: nothing here fails half way.
-pub(crate) struct Editor<'a> {
-    pub(crate) tree: &'a mut Tree,
-    pub(crate) effects: &'a mut Effects,
+/// Changes nodes and notes the effects. What may be changed was judged before: nothing here fails half way.
+pub(crate) struct Editor<'a, S: Storage> {
+    pub(crate) nodes: &'a mut S,
+    pub(crate) effects: &'a mut Effects<S>,
     pub(crate) generation: &'a mut Generation,
+    /// Who hears of it at once; none in a transaction, of which others hear when it is committed.
+    pub(crate) watches: Option<&'a Watches>,
 }
 
-impl Editor<'_> {
+impl<S: Storage> Editor<'_, S> {
     /// Adds a node below its parent, which exists. A parent made on the way to the node that was asked for is `silent`.
-    pub(crate) fn create(&mut self, path: &Path, value: Value, acl: Rc<Acl>, silent: bool) {
+    pub(crate) fn create(&mut self, path: PathRef<'_>, value: Value, acl: Rc<Acl>, silent: bool) {
         let owner = acl.owner();
-        let node = Node::new(value, acl, self.next());
-        self.effects.charge(owner, 1, footprint_of(path, &node));
-        if self.owner_above(path) != Some(owner) {
+        self.effects.charge(owner, 1, cost(path, &value, &acl));
+        let seed = Seed {
+            value,
+            acl,
+            generation: self.next(),
+        };
+        if self.nodes.add(path, seed) != Some(owner) {
             self.effects.transfer(owner, path, true);
         }
-        self.tree.insert(path, node);
         if !silent {
             self.told(path, false, None);
         }
     }
 
     /// Replaces the value of a node that exists.
-    pub(crate) fn write(&mut self, path: &Path, value: Value) {
+    pub(crate) fn write(&mut self, path: PathRef<'_>, value: Value) {
         let generation = self.next();
-        let Some(node) = self.tree.get_mut(path) else {
+        let Some(node) = self.nodes.get_mut(path) else {
             return;
         };
         let size = |value: &Value| i64::try_from(value.as_bytes().len()).unwrap_or(i64::MAX);
@@ -176,77 +205,70 @@ impl Editor<'_> {
     }
 
     /// Cuts off a node that exists, with all below it.
-    pub(crate) fn remove(&mut self, path: &Path) {
+    pub(crate) fn remove(&mut self, path: PathRef<'_>) {
         let generation = self.next();
-        let above = self.owner_above(path);
-        let Some(removed) = self.tree.remove(path, generation) else {
+        let Some((removed, above)) = self.nodes.remove(path, generation) else {
             return;
         };
-        visit(path, &removed, |path, node, parent| {
-            let owner = node.acl.owner();
-            let cost = footprint_of(path, node);
+        removed.visit(path, |path, leaf: Leaf<'_>| {
+            let owner = leaf.acl.owner();
+            let cost = cost(path, leaf.value, leaf.acl);
             self.effects.charge(owner, -1, cost.saturating_neg());
-            if parent.map(|parent| parent.acl.owner()).or(above) != Some(owner) {
+            if leaf.owner_above.unwrap_or(above) != owner {
                 self.effects.transfer(owner, path, false);
             }
         });
-        self.told(path, true, Some(removed));
+        self.told(path, true, Some(Old::Branch(removed)));
     }
 
     /// Replaces the access control list of a node that exists.
-    pub(crate) fn set_acl(&mut self, path: &Path, acl: Rc<Acl>) {
+    pub(crate) fn set_acl(&mut self, path: PathRef<'_>, acl: Rc<Acl>) {
         let generation = self.next();
-        let Some(old) = self.tree.get(path).cloned() else {
+        let Some(node) = self.nodes.get_mut(path) else {
             return;
         };
         let owner = acl.owner();
-        let Some(node) = self.tree.get_mut(path) else {
-            return;
-        };
-        node.acl = acl;
+        let new_cost = cost(path, &node.value, &acl);
+        let old = core::mem::replace(&mut node.acl, acl);
+        let old_cost = cost(path, &node.value, &old);
         node.generation = generation;
-        let cost = footprint_of(path, node);
         if !path.is_special() {
-            self.effects.charge(
-                old.acl.owner(),
-                -1,
-                footprint_of(path, &old).saturating_neg(),
-            );
-            self.effects.charge(owner, 1, cost);
-            self.change_hands(path, &old, owner);
+            self.effects
+                .charge(old.owner(), -1, old_cost.saturating_neg());
+            self.effects.charge(owner, 1, new_cost);
+            self.change_hands(path, old.owner(), owner);
         }
-        self.told(path, false, Some(old));
+        self.told(path, false, Some(Old::Acl(old)));
     }
 
     /// Keeps the estates right when a node gets another owner: its own place among them, and that of each child.
-    fn change_hands(&mut self, path: &Path, old: &Rc<Node>, owner: Incarnation) {
-        let previous = old.acl.owner();
+    fn change_hands(&mut self, path: PathRef<'_>, previous: Incarnation, owner: Incarnation) {
         if previous == owner {
             return;
         }
-        let above = self.owner_above(path);
+        let parent = path.parent().and_then(|parent| self.nodes.get(parent));
+        let above = parent.map(|parent| parent.acl.owner());
         if above != Some(previous) {
             self.effects.transfer(previous, path, false);
         }
         if above != Some(owner) {
             self.effects.transfer(owner, path, true);
         }
-        for (name, child) in old.children().iter() {
-            let holder = child.acl.owner();
+        self.nodes.visit_children(path, |name, acl| {
+            let holder = acl.owner();
             if holder == owner || holder == previous {
                 self.effects
-                    .transfer(holder, &path.join(name), holder == previous);
+                    .transfer(holder, path.join(name).as_ref(), holder == previous);
             }
+        });
+    }
+
+    fn told(&mut self, path: PathRef<'_>, removed: bool, old: Option<Old<S>>) {
+        let heard = |watches: &Watches| watches.concern(path, removed);
+        if self.watches.is_none_or(heard) {
+            let path = path.to_path();
+            self.effects.changes.push(Change { path, removed, old });
         }
-    }
-
-    fn owner_above(&self, path: &Path) -> Option<Incarnation> {
-        self.tree.parent(path).map(|parent| parent.acl.owner())
-    }
-
-    fn told(&mut self, path: &Path, removed: bool, old: Option<Rc<Node>>) {
-        let path = path.clone();
-        self.effects.changes.push(Change { path, removed, old });
     }
 
     fn next(&mut self) -> Generation {

@@ -3,34 +3,35 @@
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
+use core::mem;
 
-use crate::acl::{Right, Subject};
-use crate::effects::Change;
+use crate::acl::{Acl, Right, Subject};
+use crate::effects::{Change, Old};
 use crate::ids::{ConnId, DomId};
 use crate::output::Event;
-use crate::path::{Components, Path};
+use crate::path::{Components, Path, PathRef};
 use crate::run::fits;
 use crate::server::Server;
-use crate::tree::{Node, descend};
+use crate::storage::{Branch, Storage};
 use crate::watch::{Watch, WatchId};
 
 /// Events from one source that may wait for an unprivileged client; of what has no room, each watch concerned is told once more later.
 const EVENTS_MAX: usize = 1024;
 
-impl Server {
+impl<S: Storage> Server<S> {
     /// Tells the watchers of committed changes, in order.
-    pub(crate) fn tell(&mut self, changes: &[Change]) {
+    pub(crate) fn tell(&mut self, changes: &[Change<S>]) {
         for change in changes {
-            if let (true, Some(old)) = (change.removed, &change.old) {
-                self.tell_below(&change.path, old);
+            if let (true, Some(Old::Branch(old))) = (change.removed, &change.old) {
+                self.tell_below(change.path.as_ref(), old);
             }
             self.tell_along(change);
         }
     }
 
     /// A change is heard on its path and above.
-    fn tell_along(&mut self, change: &Change) {
-        let watches = self.watches.along(&change.path);
+    fn tell_along(&mut self, change: &Change<S>) {
+        let watches = self.watches.along(change.path.as_ref());
         if watches.is_empty() {
             return;
         }
@@ -39,66 +40,66 @@ impl Server {
             let Some((watch, subject)) = self.watcher(id) else {
                 continue;
             };
-            let may_hear = telling.iter().any(|node| readable(&subject, node));
-            if watch.reaches(distance) && may_hear {
-                let payload = watch.event(&change.path);
+            let mut telling = telling.iter().flatten();
+            if watch.reaches(distance) && telling.any(|acl| acl.allows(&subject, Right::Read)) {
+                let payload = watch.event(change.path.as_ref());
                 self.send(watch.connection, id, payload, false);
             }
         }
     }
 
     /// Of a node that was cut off with one above it, only watches on itself hear.
-    fn tell_below(&mut self, path: &Path, removed: &Rc<Node>) {
+    fn tell_below(&mut self, path: PathRef<'_>, removed: &S::Branch) {
         for (id, way) in self.watches.below(path) {
             let Some((watch, subject)) = self.watcher(id) else {
                 continue;
             };
-            let Some(node) = descend(removed, Components::of(&way)) else {
+            let Some(acl) = removed.acl(Components::of(&way)) else {
                 continue;
             };
             let above = way.rsplit_once('/').map_or("", |(above, _)| above);
-            let parent = descend(removed, Components::of(above));
-            if [Some(node), parent]
-                .into_iter()
-                .flatten()
-                .any(|node| readable(&subject, node))
-            {
-                let payload = watch.event(&watch.path);
+            let parent = removed.acl(Components::of(above));
+            let mut telling = [Some(acl), parent].into_iter().flatten();
+            if telling.any(|acl| acl.allows(&subject, Right::Read)) {
+                let payload = watch.event(watch.path.as_ref());
                 self.send(watch.connection, id, payload, false);
             }
         }
     }
 
-    /// The nodes of which a watcher must be able to read one to hear of a change: the node as it is, as it was, and its parent
-    /// (protocol.md section 8).
-    fn telling(&self, change: &Change) -> Vec<Rc<Node>> {
-        let tree = &self.store.tree;
-        [
-            tree.get(&change.path),
-            change.old.as_ref(),
-            tree.parent(&change.path),
-        ]
-        .into_iter()
-        .flatten()
-        .cloned()
-        .collect()
+    /// The access control lists of which one must let a watcher read for it to hear of a change: the node's as it is, as it was, and its
+    /// parent's (protocol.md section 8).
+    fn telling(&self, change: &Change<S>) -> [Option<Rc<Acl>>; 3] {
+        let path = change.path.as_ref();
+        let now = |path| {
+            let node = self.store.nodes.get(path);
+            node.map(|node| Rc::clone(&node.acl))
+        };
+        let old = match &change.old {
+            Some(Old::Acl(acl)) => Some(Rc::clone(acl)),
+            Some(Old::Branch(branch)) => branch.acl(Components::of("")).cloned(),
+            None => None,
+        };
+        let parent = path.parent().filter(|_| !path.is_special());
+        [now(path), old, parent.and_then(now)]
     }
 
     /// Tells of one domain through a special name (protocol.md section 8.1).
     pub(crate) fn tell_special(&mut self, name: &str, domid: DomId) {
-        let special = Path::known(name);
-        let named = Path::known(&format!("{name}/{domid}"));
-        for (id, distance) in self.watches.along(&named) {
+        let special = PathRef::known(name);
+        let named = special.join(&format!("{domid}"));
+        for (id, distance) in self.watches.along(named.as_ref()) {
             let deep = |watch: &Watch| watch.depth.is_some_and(|depth| depth >= distance);
-            self.send_special(&special, id, &named, |watch| distance == 0 || deep(watch));
+            self.send_special(special, id, &named, |watch| distance == 0 || deep(watch));
         }
     }
 
     /// Tells through a special name that some domain was concerned.
     pub(crate) fn tell_special_plainly(&mut self, name: &str) {
-        let special = Path::known(name);
-        for (id, distance) in self.watches.along(&special) {
-            self.send_special(&special, id, &special, |watch| {
+        let special = PathRef::known(name);
+        let shown = special.to_path();
+        for (id, distance) in self.watches.along(special) {
+            self.send_special(special, id, &shown, |watch| {
                 distance == 0 && watch.depth.is_none()
             });
         }
@@ -106,17 +107,17 @@ impl Server {
 
     fn send_special(
         &mut self,
-        special: &Path,
+        special: PathRef<'_>,
         id: WatchId,
         shown: &Path,
         wanted: impl Fn(&Watch) -> bool,
     ) {
-        let node = self.store.tree.get(special);
+        let node = self.store.nodes.get(special);
         if let Some((watch, subject)) = self.watcher(id)
             && wanted(watch)
-            && node.is_some_and(|node| readable(&subject, node))
+            && node.is_some_and(|node| node.acl.allows(&subject, Right::Read))
         {
-            let payload = watch.event(shown);
+            let payload = watch.event(shown.as_ref());
             self.send(watch.connection, id, payload, true);
         }
     }
@@ -124,8 +125,9 @@ impl Server {
     /// The first event of a watch, which follows its registration whatever it may read.
     pub(crate) fn tell_first(&mut self, id: WatchId) {
         if let Some(watch) = self.watches.get(id) {
-            let payload = watch.event(&watch.path);
-            self.send(watch.connection, id, payload, watch.path.is_special());
+            let path = watch.path.as_ref();
+            let payload = watch.event(path);
+            self.send(watch.connection, id, payload, path.is_special());
         }
     }
 
@@ -133,8 +135,8 @@ impl Server {
     pub(crate) fn tell_lost(&mut self, conn: ConnId) {
         let lost = self
             .connections
-            .get_mut(&conn)
-            .map(|connection| core::mem::take(&mut connection.lost));
+            .get_mut(conn)
+            .map(|connection| mem::take(&mut connection.lost));
         lost.into_iter()
             .flatten()
             .for_each(|id| self.tell_first(id));
@@ -146,7 +148,7 @@ impl Server {
             return;
         }
         let has_room = self.has_room(conn);
-        let Some(connection) = self.connections.get_mut(&conn) else {
+        let Some(connection) = self.connections.get_mut(conn) else {
             return;
         };
         if !has_room {
@@ -159,25 +161,31 @@ impl Server {
             queued: self.now,
             cause: self.cause,
             repeats,
+            is_counted: !connection.privileged,
         };
-        if let Some(bytes) = connection.output.event(event) {
-            self.events = self.events.wrapping_add(1);
-            self.charge_cause(bytes);
-            self.set_deadline(conn);
-            self.account(conn);
-            self.announce(conn);
+        let Some(bytes) = connection.output.event(event) else {
+            return;
+        };
+        if !mem::replace(&mut connection.ready, true) {
+            self.ready.push_back(conn);
         }
+        self.events = self.events.wrapping_add(1);
+        if self.cause.is_some() {
+            self.charge_cause(bytes);
+        } else {
+            self.account(conn);
+        }
+        self.set_deadline(conn);
     }
 
     /// Whether one more event of the present source may wait for a client: the privileged one's always, others' while the source has
     /// a share of the queue left, and memory to pay with (hostility.md R21, R22). An empty queue has room for one: what is lost is told
     /// when the queue is empty again, so there must be something in it.
     fn has_room(&self, conn: ConnId) -> bool {
-        let Some(connection) = self.connections.get(&conn) else {
+        let Some(connection) = self.connections.get(conn) else {
             return false;
         };
-        let privileged = self.subject(conn).is_some_and(|subject| subject.privileged);
-        if privileged || connection.output.is_empty() {
+        if connection.privileged || connection.output.is_empty() {
             return true;
         }
         let source = self.cause.map(|cause| cause.connection);
@@ -189,8 +197,4 @@ impl Server {
         let watch = self.watches.get(id)?;
         Some((watch, self.subject(watch.connection)?))
     }
-}
-
-fn readable(subject: &Subject, node: &Rc<Node>) -> bool {
-    node.acl.allows(subject, Right::Read)
 }

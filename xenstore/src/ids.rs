@@ -3,6 +3,8 @@
 use core::fmt;
 use core::num::NonZeroU32;
 
+use slotmap::{DefaultKey, Key};
+
 /// A Xen domain id. Ids from [`DomId::FIRST_RESERVED`] up name no domain (xen.h).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DomId(u16);
@@ -71,6 +73,9 @@ pub struct EvtchnPort(pub u32);
 pub(crate) struct TxId(NonZeroU32);
 
 impl TxId {
+    /// Where a connection begins to count.
+    pub(crate) const FIRST: Self = Self(NonZeroU32::MIN);
+
     /// The transaction with this number; none for 0.
     pub(crate) fn new(number: u32) -> Option<Self> {
         NonZeroU32::new(number).map(Self)
@@ -94,18 +99,29 @@ pub struct ReqId(pub u32);
 
 /// Counts the changes of the store; a node carries the one that changed it last.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Generation(pub(crate) u64);
+pub struct Generation(pub(crate) u64);
 
 /// One connection's life. Never used twice, so a stale one names nothing (hostility.md R12).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ConnId(pub(crate) u64);
+pub struct ConnId(pub(crate) DefaultKey);
 
 /// A question to the host that a request waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(pub(crate) u64);
 
+impl ConnId {
+    /// Where the connection stands among those there are: a small number that no other one has at the same time.
+    #[must_use]
+    pub fn place(self) -> usize {
+        // The lower half of the key is the place, the upper one how often it was taken.
+        let place = self.0.data().as_ffi() & u64::from(u32::MAX);
+        usize::try_from(place).unwrap_or(usize::MAX)
+    }
+}
+
+/// A place and how often it was taken.
 impl fmt::Display for ConnId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        fmt::LowerHex::fmt(&self.0.data().as_ffi(), f)
     }
 }

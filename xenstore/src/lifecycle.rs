@@ -15,14 +15,15 @@ use crate::ids::{ConnId, DomId, EvtchnPort, Identity, Ticket};
 use crate::privilege::Privileged;
 use crate::quota::Quota;
 use crate::server::{Action, DomainEvent, Outcome, Question, Server};
+use crate::storage::Storage;
 use crate::store::{INTRODUCE_DOMAIN, RELEASE_DOMAIN};
 use crate::wire::{Errno, Kind, decimal, exactly, one, strings};
 
 /// What happened outside.
-impl Server {
+impl<S: Storage> Server<S> {
     /// Opens the connection of a domain whose ring was there when the store started: the privileged one, or one that Xen itself made.
     pub fn open_domain(&mut self, identity: Identity) -> ConnId {
-        let conn = self.next_connection();
+        let conn = self.connections.promise();
         self.attach(conn, identity);
         conn
     }
@@ -46,6 +47,9 @@ impl Server {
                     Outcome::Refused(errno) => Err(errno),
                     Outcome::Identified(_) => Err(Errno::EINVAL),
                 };
+                if answer.is_err() {
+                    self.connections.remove(conn);
+                }
                 if self.goes_on(requester, ticket) {
                     self.reply(requester, header, answer);
                     self.account(requester);
@@ -105,9 +109,7 @@ impl Server {
         if predecessor.is_some_and(|known| known != identity) && self.bury(identity.domid) {
             self.tell_special_plainly(RELEASE_DOMAIN);
         }
-        self.domains
-            .learn(identity, self.settings.features)
-            .incarnation
+        self.domains.learn(identity, self.settings.features)
     }
 
     fn is_known(&self, identity: Identity) -> bool {
@@ -158,31 +160,29 @@ impl Server {
             let estates = domain.map(|domain| domain.estates.clone());
             for path in estates.into_iter().flatten() {
                 let mut effects = Effects::default();
-                if path.is_root() {
-                    let acl = self
-                        .store
-                        .tree
-                        .root()
-                        .acl
-                        .owned_by(self.domains.privileged());
-                    self.store.edit(&mut effects).set_acl(&path, Rc::new(acl));
-                } else {
-                    self.store.edit(&mut effects).remove(&path);
+                let path = path.as_ref();
+                let owner = self.domains.privileged();
+                let root = self.store.nodes.get(path).filter(|_| path.is_root());
+                let root = root.map(|node| Rc::new(node.acl.owned_by(owner)));
+                let mut edit = self.store.edit(&mut effects, &self.watches);
+                match root {
+                    Some(acl) => edit.set_acl(path, acl),
+                    None => edit.remove(path),
                 }
-                self.commit(effects);
+                self.commit(&mut effects);
             }
         }
     }
 
     fn note_absent(&mut self, conn: ConnId, domid: DomId) {
-        if let Some(connection) = self.connections.get_mut(&conn) {
+        if let Some(connection) = self.connections.get_mut(conn) {
             connection.absent.push(domid);
         }
     }
 
     /// Lets a connection go on that waited for this ticket; whether it did wait.
     fn goes_on(&mut self, conn: ConnId, ticket: Ticket) -> bool {
-        let connection = self.connections.get_mut(&conn);
+        let connection = self.connections.get_mut(conn);
         connection.is_some_and(|connection| {
             connection
                 .waiting
@@ -193,7 +193,7 @@ impl Server {
 }
 
 /// What only the toolstack may ask for.
-impl Server {
+impl<S: Storage> Server<S> {
     pub(crate) fn answer_toolstack(
         &mut self,
         token: Privileged,
@@ -364,7 +364,7 @@ impl Server {
         }
         let asked = self
             .connections
-            .get(&conn)
+            .get(conn)
             .is_some_and(|connection| connection.absent.contains(&domid));
         if asked || !domid.is_ordinary() {
             return Err(Errno::ENOENT.into());

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use crate::domain::{Domain, Domains};
+use crate::domain::Domain;
 use crate::quota::{Quota, Quotas, within};
 use crate::wire::Errno;
 
@@ -57,22 +57,19 @@ impl Supply {
     }
 }
 
-/// Whether `domain` may have `after` bytes. The privileged one may.
+/// Whether an unprivileged `domain` may have `after` bytes.
 ///
 /// # Errors
 /// ENOSPC if memory is too scarce for that; ENOMEM if its quota is.
 pub(crate) fn check(
     supply: Supply,
-    domains: &Domains,
     quotas: &Quotas,
     domain: &Domain,
     after: u64,
 ) -> Result<(), Errno> {
-    if domains.subject(domain).privileged {
-        Ok(())
-    } else if !supply.admits(after) {
+    if !supply.admits(after) {
         Err(Errno::ENOSPC)
-    } else if !within(after, domains.limit(domain, quotas, Quota::Memory)) {
+    } else if !within(after, quotas.of(&domain.overrides, Quota::Memory)) {
         Err(Errno::ENOMEM)
     } else {
         Ok(())

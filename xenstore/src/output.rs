@@ -1,12 +1,11 @@
 //! What waits to be sent on one connection: replies and events, first in, first out.
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
-use alloc::rc::Rc;
 use alloc::vec::Vec;
 
 use crate::ids::ConnId;
+use crate::storage::{Value, digest_bytes};
 use crate::time::Instant;
-use crate::tree::Value;
 use crate::watch::WatchId;
 use crate::wire::{HEADER_SIZE, Header, Kind};
 
@@ -36,29 +35,38 @@ pub(crate) struct Event {
     pub(crate) cause: Option<Cause>,
     /// It is told even if an equal one waits: events of special names.
     pub(crate) repeats: bool,
+    /// It counts against the share that its source has of the queue.
+    pub(crate) is_counted: bool,
 }
 
 /// The queue of one connection.
 #[derive(Default)]
 pub(crate) struct Output {
     messages: VecDeque<Message>,
+    /// The number of the first message; each has the next.
+    first: u64,
     /// Bytes of the first message that were sent.
     sent: usize,
-    /// The payloads of waiting events, to which an equal one would add nothing.
-    told: BTreeSet<Rc<[u8]>>,
+    /// Events that wait.
+    events: usize,
+    /// The digests and numbers of waiting events to which an equal one would add nothing; unused until the events are many, from then on
+    /// until there are none.
+    told: Option<BTreeSet<(u64, u64)>>,
     /// Waiting events by the connection that caused them; without one if the toolstack did, or Xen.
-    events: BTreeMap<Option<ConnId>, usize>,
+    sources: BTreeMap<Option<ConnId>, usize>,
     replies: usize,
     /// Bytes of messages that nobody else pays for.
     bytes: u64,
 }
+
+/// Up to this many waiting events are looked through for an equal one.
+const FEW_EVENTS: usize = 8;
 
 /// The bytes of a message behind its header, shared with whoever has them already.
 pub(crate) enum Payload {
     Fixed(&'static str),
     Bytes(Vec<u8>),
     Value(Value),
-    Event(Rc<[u8]>),
 }
 
 impl Payload {
@@ -67,7 +75,6 @@ impl Payload {
             Self::Fixed(text) => text.as_bytes(),
             Self::Bytes(bytes) => bytes,
             Self::Value(value) => value.as_bytes(),
-            Self::Event(bytes) => bytes,
         }
     }
 
@@ -80,8 +87,16 @@ struct Message {
     header: [u8; HEADER_SIZE],
     payload: Payload,
     cause: Option<Cause>,
-    /// Set in events.
-    event: Option<(WatchId, Instant)>,
+    event: Option<Mark>,
+}
+
+/// What is kept of an event.
+#[derive(Clone, Copy)]
+struct Mark {
+    watch: WatchId,
+    queued: Instant,
+    /// Made of the payload; none in an event that repeats.
+    digest: Option<u64>,
 }
 
 impl Message {
@@ -108,7 +123,7 @@ impl Output {
 
     /// Events from one source that wait.
     pub(crate) fn events_from(&self, source: Option<ConnId>) -> usize {
-        self.events.get(&source).copied().unwrap_or_default()
+        self.sources.get(&source).copied().unwrap_or_default()
     }
 
     /// Replies that wait.
@@ -129,37 +144,85 @@ impl Output {
 
     /// Queues an event, and gives the bytes that it costs; `None` if an equal one waits already (protocol.md section 8).
     pub(crate) fn event(&mut self, event: Event) -> Option<u64> {
-        let payload: Rc<[u8]> = event.payload.into();
-        if !event.repeats && !self.told.insert(Rc::clone(&payload)) {
+        let digest = (!event.repeats).then(|| digest_bytes(&event.payload));
+        if digest.is_some_and(|digest| self.is_told(digest, &event.payload)) {
             return None;
         }
         let header = Header {
             kind: Kind::WatchEvent.number(),
-            len: u32::try_from(payload.len()).unwrap_or(u32::MAX),
+            len: u32::try_from(event.payload.len()).unwrap_or(u32::MAX),
             ..Header::default()
         };
-        let waiting = self.events.entry(source_of(event.cause)).or_default();
-        *waiting = waiting.saturating_add(1);
-        Some(self.push(Message {
+        if event.is_counted {
+            let waiting = self.sources.entry(source_of(event.cause)).or_default();
+            *waiting = waiting.saturating_add(1);
+        }
+        let mark = Mark {
+            watch: event.watch,
+            queued: event.queued,
+            digest,
+        };
+        let bytes = self.push(Message {
             header: header.encode(),
-            payload: Payload::Event(payload),
+            payload: Payload::Bytes(event.payload),
             cause: event.cause,
-            event: Some((event.watch, event.queued)),
-        }))
+            event: Some(mark),
+        });
+        self.events = self.events.saturating_add(1);
+        self.index_last(digest);
+        Some(bytes)
     }
 
-    /// The next bytes to send; none when the queue is empty.
-    pub(crate) fn front(&self) -> &[u8] {
-        let Some(message) = self.messages.front() else {
-            return &[];
+    /// Whether an event that is equal, and not one that repeats, waits already.
+    fn is_told(&self, digest: u64, payload: &[u8]) -> bool {
+        let equal = |message: &Message| {
+            let marked = message.event.and_then(|mark| mark.digest);
+            marked == Some(digest) && message.payload.as_bytes() == payload
         };
-        match message.header.get(self.sent..) {
-            Some(rest) if !rest.is_empty() => rest,
-            _ => {
-                let sent = self.sent.saturating_sub(HEADER_SIZE);
-                message.payload.as_bytes().get(sent..).unwrap_or_default()
-            }
+        let Some(told) = &self.told else {
+            return self.events > 0 && self.messages.iter().any(equal);
+        };
+        let alike = told.range((digest, 0)..=(digest, u64::MAX));
+        alike
+            .filter_map(|(_, number)| {
+                let at = usize::try_from(number.wrapping_sub(self.first)).ok()?;
+                self.messages.get(at)
+            })
+            .any(equal)
+    }
+
+    /// Notes the last message among those that are told; all of them when they become too many to be looked through.
+    fn index_last(&mut self, digest: Option<u64>) {
+        let behind = u64::try_from(self.messages.len()).unwrap_or(u64::MAX);
+        let number = self.first.wrapping_add(behind.saturating_sub(1));
+        match &mut self.told {
+            Some(told) => told.extend(digest.map(|digest| (digest, number))),
+            None if self.events > FEW_EVENTS => self.index_all(),
+            None => {}
         }
+    }
+
+    fn index_all(&mut self) {
+        let digests = self
+            .messages
+            .iter()
+            .map(|message| message.event.and_then(|mark| mark.digest));
+        let numbers = (self.first..).zip(digests);
+        let told = numbers.filter_map(|(number, digest)| Some((digest?, number)));
+        self.told = Some(told.collect());
+    }
+
+    /// The next bytes to send, of one message: what is left of its header, and of its payload.
+    pub(crate) fn front(&self) -> [&[u8]; 2] {
+        let Some(message) = self.messages.front() else {
+            return [&[], &[]];
+        };
+        let payload = message.payload.as_bytes();
+        let sent = self.sent.saturating_sub(HEADER_SIZE);
+        [
+            message.header.get(self.sent..).unwrap_or_default(),
+            payload.get(sent..).unwrap_or_default(),
+        ]
     }
 
     /// Counts bytes of [`Output::front`] as sent; gives the debt of a message that is gone with them.
@@ -171,6 +234,14 @@ impl Output {
         }
         self.sent = 0;
         let message = self.messages.pop_front()?;
+        let number = self.first;
+        self.first = self.first.wrapping_add(1);
+        if let Some(mark) = message.event
+            && let Some(digest) = mark.digest
+            && let Some(told) = &mut self.told
+        {
+            told.remove(&(digest, number));
+        }
         self.forget(&message)
     }
 
@@ -178,14 +249,20 @@ impl Output {
     pub(crate) fn drop_events(&mut self, doomed: impl Fn(WatchId, Instant) -> bool) -> Vec<Debt> {
         let keep_first = self.sent > 0;
         let mut debts = Vec::new();
+        if self.events == 0 {
+            return debts;
+        }
         for (at, message) in core::mem::take(&mut self.messages).into_iter().enumerate() {
             let begun = keep_first && at == 0;
             match message.event {
-                Some((watch, queued)) if !begun && doomed(watch, queued) => {
+                Some(mark) if !begun && doomed(mark.watch, mark.queued) => {
                     debts.extend(self.forget(&message));
                 }
                 _ => self.messages.push_back(message),
             }
+        }
+        if self.told.is_some() {
+            self.index_all();
         }
         debts
     }
@@ -194,7 +271,7 @@ impl Output {
     pub(crate) fn oldest_event(&self) -> Option<Instant> {
         self.messages
             .iter()
-            .find_map(|message| message.event.map(|(_, queued)| queued))
+            .find_map(|message| message.event.map(|mark| mark.queued))
     }
 
     /// Drops everything; gives the debts.
@@ -220,13 +297,17 @@ impl Output {
             self.replies = self.replies.saturating_sub(1);
             return message.debt();
         }
-        self.told.remove(message.payload.as_bytes());
+        self.events = self.events.saturating_sub(1);
+        if self.events == 0 {
+            self.told = None;
+        }
         let source = source_of(message.cause);
-        match self.events.get_mut(&source) {
+        match self.sources.get_mut(&source) {
             Some(waiting) if *waiting > 1 => *waiting = waiting.saturating_sub(1),
-            _ => {
-                self.events.remove(&source);
+            Some(_) => {
+                self.sources.remove(&source);
             }
+            None => {}
         }
         message.debt()
     }
@@ -247,13 +328,14 @@ mod tests {
             queued: Instant(0),
             cause: None,
             repeats,
+            is_counted: true,
         }
     }
 
     fn drain(output: &mut Output, chunk: usize) -> Vec<u8> {
         let mut all = Vec::new();
-        while !output.front().is_empty() {
-            let front = output.front();
+        while !output.is_empty() {
+            let front = output.front().concat();
             let sent = front.len().min(chunk);
             all.extend_from_slice(&front[..sent]);
             output.advance(sent);
@@ -313,5 +395,34 @@ mod tests {
         output.drop_events(|_, _| true);
         assert_eq!(output.events_from(None), 1);
         assert_eq!(drain(&mut output, 4096).len(), HEADER_SIZE + 4 - 1);
+    }
+
+    #[test]
+    fn equal_events_are_found_among_few_and_among_many() {
+        let mut output = Output::default();
+        let mut model: VecDeque<u32> = VecDeque::new();
+        let mut state = 1_u32;
+        for round in 0..20_000_u32 {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let number = (state >> 8) % 40;
+            // Grows to dozens, then shrinks to none, again and again.
+            let grows = (round / 100) % 2 == 0;
+            if (state >> 24) % 10 < if grows { 8 } else { 2 } {
+                let text = format!("/{number}\0t\0");
+                let queued = output.event(event(&text, false)).is_some();
+                assert_eq!(queued, !model.contains(&number));
+                if queued {
+                    model.push_back(number);
+                }
+            } else if state.is_multiple_of(64) {
+                output.drop_events(|_, _| true);
+                model.clear();
+            } else if let Some(number) = model.pop_front() {
+                let front = output.front().concat();
+                assert!(front.ends_with(format!("/{number}\0t\0").as_bytes()));
+                output.advance(front.len());
+            }
+            assert_eq!(output.events_from(None), model.len());
+        }
     }
 }

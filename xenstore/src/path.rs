@@ -1,11 +1,14 @@
 //! Canonical paths and their limits: what a request names is judged once, here, and is a [`Path`] from then on.
 
+use alloc::borrow::Cow;
 use alloc::format;
 use alloc::rc::Rc;
+use alloc::string::String;
 use core::fmt;
 
 use crate::ids::DomId;
-use crate::wire::Errno;
+use crate::storage::listed_size;
+use crate::wire::{Errno, decimal};
 
 /// Longest absolute path in bytes, for everyone (protocol.md section 18).
 const ABSOLUTE_MAX: usize = 3072;
@@ -18,6 +21,50 @@ const HOME_DIGITS_MAX: usize = 5;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Path(Rc<str>);
 
+/// A [`Path`] that is kept elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PathRef<'a>(&'a str);
+
+/// A [`Path`] as a request names it: one that is written in full needs no memory of its own.
+pub(crate) struct NamedPath<'a>(Cow<'a, str>);
+
+impl<'a> NamedPath<'a> {
+    /// As [`Path::parse`].
+    ///
+    /// # Errors
+    /// As [`Path::parse`].
+    pub(crate) fn parse(written: &'a [u8], home: DomId, limit: u32) -> Result<Self, Errno> {
+        if !is_well_formed(written) {
+            return Err(Errno::EINVAL);
+        }
+        let text = core::str::from_utf8(written).map_err(|_| Errno::EINVAL)?;
+        let path = if is_relative(written) {
+            Cow::Owned(format!("{HOMES}{home}/{text}"))
+        } else {
+            Cow::Borrowed(text)
+        };
+        if path.len() > ABSOLUTE_MAX || exceeds(&path, limit) {
+            return Err(Errno::EINVAL);
+        }
+        Ok(Self(path))
+    }
+
+    /// As [`NamedPath::parse`], where only a node may be named.
+    ///
+    /// # Errors
+    /// As [`Path::parse`]; and EINVAL for special names.
+    pub(crate) fn parse_node(written: &'a [u8], home: DomId, limit: u32) -> Result<Self, Errno> {
+        if written.first() == Some(&b'@') {
+            return Err(Errno::EINVAL);
+        }
+        Self::parse(written, home, limit)
+    }
+
+    pub(crate) fn as_ref(&self) -> PathRef<'_> {
+        PathRef(&self.0)
+    }
+}
+
 impl Path {
     /// Reads a path as a client of domain `home` wrote it; relative ones lie below `/local/domain/<home>/`.
     ///
@@ -26,36 +73,11 @@ impl Path {
     /// # Errors
     /// EINVAL for characters outside `[A-Za-z0-9-/_@]`, empty components, a trailing `/`, or too many bytes.
     pub fn parse(written: &[u8], home: DomId, limit: u32) -> Result<Self, Errno> {
-        if !is_well_formed(written) {
-            return Err(Errno::EINVAL);
-        }
-        let text = core::str::from_utf8(written).map_err(|_| Errno::EINVAL)?;
-        let path: Rc<str> = if is_relative(written) {
-            format!("{HOMES}{home}/{text}").into()
-        } else {
-            text.into()
-        };
-        if path.len() > ABSOLUTE_MAX || exceeds(&path, limit) {
-            return Err(Errno::EINVAL);
-        }
-        Ok(Self(path))
+        NamedPath::parse(written, home, limit).map(|named| named.as_ref().to_path())
     }
 
-    /// As [`Path::parse`], where only a node may be named.
-    ///
-    /// # Errors
-    /// As [`Path::parse`]; and EINVAL for special names.
-    pub fn parse_node(written: &[u8], home: DomId, limit: u32) -> Result<Self, Errno> {
-        let path = Self::parse(written, home, limit)?;
-        if path.is_special() {
-            Err(Errno::EINVAL)
-        } else {
-            Ok(path)
-        }
-    }
-
-    /// A path of the server's own, known to be well formed.
-    #[must_use]
+    /// A path of a test's own, known to be well formed.
+    #[cfg(test)]
     pub(crate) fn known(path: &str) -> Self {
         Self(path.into())
     }
@@ -72,49 +94,87 @@ impl Path {
         &self.0
     }
 
+    /// The path without its memory.
+    #[must_use]
+    pub fn as_ref(&self) -> PathRef<'_> {
+        PathRef(&self.0)
+    }
+}
+
+impl<'a> PathRef<'a> {
+    /// A path of the server's own, known to be well formed.
+    pub(crate) const fn known(path: &'a str) -> Self {
+        Self(path)
+    }
+
+    /// The path as text.
+    #[must_use]
+    pub fn as_str(self) -> &'a str {
+        self.0
+    }
+
+    pub(crate) fn to_path(self) -> Path {
+        Path(self.0.into())
+    }
+
     /// Whether this is `/`.
     #[must_use]
-    pub fn is_root(&self) -> bool {
-        &*self.0 == "/"
+    pub fn is_root(self) -> bool {
+        self.0 == "/"
     }
 
     /// Whether this is a special name, beginning with `@`.
     #[must_use]
-    pub fn is_special(&self) -> bool {
-        self.0.starts_with('@')
+    pub fn is_special(self) -> bool {
+        self.0.as_bytes().first() == Some(&b'@')
     }
 
     /// The names from the top down; none for `/`.
-    pub fn components(&self) -> Components<'_> {
-        Components::of(&self.0)
+    #[must_use]
+    pub fn components(self) -> Components<'a> {
+        Components::of(self.0)
     }
 
     /// The text of the path one level up (empty for `/`), and the last name; `None` for `/`.
     #[must_use]
-    pub(crate) fn split(&self) -> Option<(&str, &str)> {
-        self.0.rsplit_once('/').filter(|(_, name)| !name.is_empty())
+    pub(crate) fn split(self) -> Option<(&'a str, &'a str)> {
+        let at = self.0.bytes().rposition(|byte| byte == b'/')?;
+        let parent = self.0.get(..at)?;
+        let name = self.0.get(at.saturating_add(1)..)?;
+        (!name.is_empty()).then_some((parent, name))
     }
 
     /// The path one level up; `None` for `/`.
     #[must_use]
-    pub fn parent(&self) -> Option<Self> {
+    pub fn parent(self) -> Option<Self> {
         let (parent, _) = self.split()?;
-        Some(Self::known(if parent.is_empty() { "/" } else { parent }))
+        Some(Self(if parent.is_empty() { "/" } else { parent }))
     }
 
     /// The path of `name` below this one.
     #[must_use]
-    pub(crate) fn join(&self, name: &str) -> Self {
-        let separator = if self.is_root() { "" } else { "/" };
-        Self(format!("{}{separator}{name}", self.0).into())
+    pub(crate) fn join(self, name: &str) -> Path {
+        let above = if self.is_root() { "" } else { self.0 };
+        let mut path = String::with_capacity(above.len().saturating_add(listed_size(name)));
+        path.push_str(above);
+        path.push('/');
+        path.push_str(name);
+        Path(path.into())
     }
 
     /// This path as a client of domain `home` would write it relatively, if it lies below its home.
     #[must_use]
-    pub fn relative_to(&self, home: DomId) -> Option<&str> {
+    pub fn relative_to(self, home: DomId) -> Option<&'a str> {
         let rest = self.0.strip_prefix(HOMES)?;
         let (domid, below) = rest.split_once('/')?;
-        (domid == format!("{home}")).then_some(below)
+        let domid = decimal(domid.as_bytes(), u32::from(u16::MAX)).ok()?;
+        (domid == u32::from(home.get())).then_some(below)
+    }
+}
+
+impl fmt::Display for PathRef<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
     }
 }
 
@@ -136,6 +196,12 @@ pub struct Components<'a> {
 }
 
 impl<'a> Components<'a> {
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.rest.is_empty()
+    }
+
     /// The names of an absolute path, a special name, or the empty text.
     pub(crate) fn of(path: &'a str) -> Self {
         Self {
@@ -164,7 +230,8 @@ impl<'a> Iterator for Components<'a> {
 fn is_well_formed(written: &[u8]) -> bool {
     let mut last = 0;
     for byte in written {
-        if !is_path_byte(*byte) || (*byte == b'/' && last == b'/') {
+        let allowed = PATH_BYTES.get(usize::from(*byte)).copied();
+        if !allowed.unwrap_or_default() || (*byte == b'/' && last == b'/') {
             return false;
         }
         last = *byte;
@@ -172,9 +239,20 @@ fn is_well_formed(written: &[u8]) -> bool {
     last != 0 && (last != b'/' || written.len() == 1)
 }
 
-fn is_path_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'/' | b'_' | b'@')
-}
+/// Which bytes a path may have.
+#[expect(
+    clippy::indexing_slicing,
+    reason = "a byte is an index of 256 places, and a constant is made before anything runs"
+)]
+const PATH_BYTES: [bool; 256] = {
+    let mut allowed = [false; 256];
+    let mut rest: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-/_@";
+    while let [byte, more @ ..] = rest {
+        allowed[*byte as usize] = true;
+        rest = more;
+    }
+    allowed
+};
 
 fn exceeds(path: &str, limit: u32) -> bool {
     let most = usize::try_from(limit).unwrap_or(usize::MAX);
@@ -241,7 +319,10 @@ mod tests {
 
     #[test]
     fn special_names_are_no_nodes() {
-        assert_eq!(Path::parse_node(b"@x", HOME, 0), Err(Errno::EINVAL));
+        assert_eq!(
+            NamedPath::parse_node(b"@x", HOME, 0).err(),
+            Some(Errno::EINVAL)
+        );
     }
 
     #[test]
@@ -268,7 +349,7 @@ mod tests {
 
     #[test]
     fn a_path_splits_into_parent_and_name() {
-        let path = |text| Path::known(text);
+        let path = PathRef::known;
         assert_eq!(path("/a/b").split(), Some(("/a", "b")));
         assert_eq!(path("/a").split(), Some(("", "a")));
         assert_eq!(path("/").split(), None);
@@ -277,15 +358,15 @@ mod tests {
         assert_eq!(path("/").parent(), None);
         assert!(path("/a/b").components().eq(["a", "b"]));
         assert_eq!(path("/").components().next(), None);
-        assert_eq!(path("/").join("a"), path("/a"));
-        assert_eq!(path("/a").join("b"), path("/a/b"));
+        assert_eq!(path("/").join("a"), Path::known("/a"));
+        assert_eq!(path("/a").join("b"), Path::known("/a/b"));
     }
 
     #[test]
     fn relative_spelling_needs_the_whole_component() {
-        let path = Path::known("/local/domain/5/data");
+        let path = PathRef::known("/local/domain/5/data");
         assert_eq!(path.relative_to(HOME), Some("data"));
         assert_eq!(path.relative_to(DomId::new(55)), None);
-        assert_eq!(Path::home(HOME).relative_to(HOME), None);
+        assert_eq!(Path::home(HOME).as_ref().relative_to(HOME), None);
     }
 }

@@ -1,6 +1,7 @@
 //! From a request to its answer: the rules that hold for all of them, then the one that was asked for.
 
 use alloc::format;
+use core::mem;
 
 use crate::answer::Answer;
 use crate::connection::Request;
@@ -13,18 +14,19 @@ use crate::path::{Path, is_relative};
 use crate::privilege::{self, Privileged};
 use crate::quota::{Quota, within};
 use crate::server::Server;
-use crate::transaction::Transaction;
-use crate::watch::Watch;
+use crate::storage::Storage;
+use crate::transaction::{Transaction, Transactions};
+use crate::watch::{Watch, Watches};
 use crate::wire::{Errno, Kind, decimal, exactly, one, strings};
 
-impl Server {
+impl<S: Storage> Server<S> {
     /// Answers a request: type, privilege and transaction are judged first, in this order (protocol.md section 2).
     pub(crate) fn answer(&mut self, conn: ConnId, request: &Request) -> Result<Answer, Refusal> {
         let kind = Kind::from_number(request.header.kind)
             .filter(|kind| is_served(*kind))
             .ok_or(Errno::ENOSYS)?;
-        let subject = self.subject(conn).ok_or(Errno::EIO)?;
-        let privileged = Privileged::grant(subject.privileged);
+        let connection = self.connections.get(conn).ok_or(Errno::EIO)?;
+        let privileged = Privileged::grant(connection.privileged);
         if privilege::is_needed(kind) && privileged.is_none() {
             return Err(Errno::EACCES.into());
         }
@@ -32,7 +34,7 @@ impl Server {
             Kind::Watch | Kind::Unwatch => None,
             _ => TxId::new(request.header.tx_id),
         };
-        if transaction.is_some_and(|id| !self.has_transaction(conn, id)) {
+        if transaction.is_some_and(|id| !connection.transactions.has(id)) {
             return Err(Errno::ENOENT.into());
         }
         let payload = request.payload.as_slice();
@@ -50,11 +52,6 @@ impl Server {
         }
     }
 
-    fn has_transaction(&self, conn: ConnId, id: TxId) -> bool {
-        let connection = self.connections.get(&conn);
-        connection.is_some_and(|connection| connection.transactions.contains_key(&id))
-    }
-
     /// Runs a request on nodes, in its transaction or on the store itself.
     fn database(
         &mut self,
@@ -63,35 +60,62 @@ impl Server {
         kind: Kind,
         payload: &[u8],
     ) -> Result<Answer, Refusal> {
-        let connection = self.connections.get_mut(&conn).ok_or(Errno::EIO)?;
+        let mut effects = mem::take(&mut self.effects);
+        let answer =
+            self.with_setting(
+                conn,
+                |setting, transactions, nodes, watches| match transaction {
+                    Some(id) => transactions.execute(id, setting, kind, payload),
+                    None => Work {
+                        setting,
+                        nodes,
+                        effects: &mut effects,
+                        watches: Some(watches),
+                        touched: None,
+                    }
+                    .execute(kind, payload),
+                },
+            );
+        if !effects.is_empty() {
+            self.commit(&mut effects);
+        }
+        effects.clear();
+        self.effects = effects;
+        answer
+    }
+
+    /// Does `work` with what a connection's requests run with, on its transactions and the store's nodes.
+    fn with_setting<T>(
+        &mut self,
+        conn: ConnId,
+        work: impl FnOnce(
+            &mut Setting<'_>,
+            &mut Transactions<S>,
+            &mut S,
+            &Watches,
+        ) -> Result<T, Refusal>,
+    ) -> Result<T, Refusal> {
+        let connection = self.connections.get_mut(conn).ok_or(Errno::EIO)?;
+        let client = self
+            .domains
+            .alive(connection.incarnation)
+            .ok_or(Errno::EIO)?;
         let mut setting = Setting {
             generation: &mut self.store.generation,
             domains: &self.domains,
             quotas: &self.settings.quotas,
-            client: self
-                .domains
-                .alive(connection.incarnation)
-                .ok_or(Errno::EIO)?,
+            client,
+            subject: self.domains.subject(client),
             supply: self.supply,
             home: connection.home,
             absent: &connection.absent,
         };
-        if let Some(id) = transaction {
-            let transaction = connection.transactions.get_mut(&id).ok_or(Errno::ENOENT)?;
-            return transaction.execute(&mut setting, kind, payload);
-        }
-        let mut effects = Effects::default();
-        let mut work = Work {
-            setting: &mut setting,
-            tree: &mut self.store.tree,
-            effects: &mut effects,
-            touched: None,
-        };
-        let answer = work.execute(kind, payload)?;
-        if !effects.is_empty() {
-            self.commit(effects);
-        }
-        Ok(answer)
+        work(
+            &mut setting,
+            &mut connection.transactions,
+            &mut self.store.nodes,
+            &self.watches,
+        )
     }
 
     fn start_transaction(
@@ -104,15 +128,13 @@ impl Server {
         }
         let limit = self.limit(conn, Quota::Transactions);
         self.check_memory(conn, 0)?;
-        let connection = self.connections.get_mut(&conn).ok_or(Errno::EIO)?;
+        let connection = self.connections.get_mut(conn).ok_or(Errno::EIO)?;
         let open = u64::try_from(connection.transactions.len()).unwrap_or(u64::MAX);
         if !within(open.saturating_add(1), limit) {
             return Err(Errno::ENOSPC.into());
         }
-        let transaction = Transaction::start(&self.store.tree, &self.domains);
-        let id = connection
-            .add_transaction(transaction)
-            .ok_or(Errno::ENOSPC)?;
+        let transaction = Transaction::start(&self.store.nodes, &self.domains);
+        let id = connection.transactions.add(transaction);
         Ok(Answer::Text(format!("{id}")))
     }
 
@@ -128,32 +150,16 @@ impl Server {
             b"F" => false,
             _ => return Err(Errno::EINVAL.into()),
         };
-        let connection = self.connections.get_mut(&conn).ok_or(Errno::EIO)?;
         let id = transaction.ok_or(Errno::ENOENT)?;
-        let mut transaction = connection.transactions.remove(&id).ok_or(Errno::ENOENT)?;
-        if !commit {
-            return Ok(Answer::Done);
-        }
-        let mut setting = Setting {
-            generation: &mut self.store.generation,
-            domains: &self.domains,
-            quotas: &self.settings.quotas,
-            client: self
-                .domains
-                .alive(connection.incarnation)
-                .ok_or(Errno::EIO)?,
-            supply: self.supply,
-            home: connection.home,
-            absent: &connection.absent,
-        };
-        match transaction.commit(&mut setting, &mut self.store.tree) {
-            Ok(effects) => self.commit(effects),
-            Err(wait @ Refusal::Wait(_)) => {
-                connection.transactions.insert(id, transaction);
-                return Err(wait);
+        let mut effects = self.with_setting(conn, |setting, transactions, nodes, _| {
+            if commit {
+                transactions.commit(id, setting, nodes)
+            } else {
+                transactions.remove(id).ok_or(Errno::ENOENT)?;
+                Ok(Effects::default())
             }
-            Err(refusal) => return Err(refusal),
-        }
+        })?;
+        self.commit(&mut effects);
         Ok(Answer::Done)
     }
 
@@ -192,7 +198,7 @@ impl Server {
             return Err(Errno::ENOSPC);
         }
         self.check_memory(conn, bytes)?;
-        let connection = self.connections.get_mut(&conn).ok_or(Errno::EIO)?;
+        let connection = self.connections.get_mut(conn).ok_or(Errno::EIO)?;
         connection.watches = connection.watches.saturating_add(1);
         connection.watch_bytes = connection.watch_bytes.saturating_add(bytes);
         self.fresh_watch = Some(self.watches.add(watch));
@@ -204,9 +210,9 @@ impl Server {
         let path = self.any_path(conn, written)?;
         let (id, watch) = self
             .watches
-            .remove(conn, &path, token)
+            .remove(conn, path.as_ref(), token)
             .ok_or(Errno::ENOENT)?;
-        if let Some(connection) = self.connections.get_mut(&conn) {
+        if let Some(connection) = self.connections.get_mut(conn) {
             connection.watches = connection.watches.saturating_sub(1);
             connection.watch_bytes = connection.watch_bytes.saturating_sub(watch.footprint());
             connection.lost.remove(&id);
@@ -218,7 +224,7 @@ impl Server {
     /// Drops watches and transactions, also the one that the request itself may name. Events that wait stay.
     fn reset_watches(&mut self, conn: ConnId) -> Answer {
         self.watches.remove_all(conn);
-        if let Some(connection) = self.connections.get_mut(&conn) {
+        if let Some(connection) = self.connections.get_mut(conn) {
             connection.transactions.clear();
             connection.lost.clear();
             (connection.watches, connection.watch_bytes) = (0, 0);
@@ -231,7 +237,7 @@ impl Server {
     }
 
     fn home(&self, conn: ConnId) -> Result<DomId, Errno> {
-        let connection = self.connections.get(&conn);
+        let connection = self.connections.get(conn);
         connection
             .map(|connection| connection.home)
             .ok_or(Errno::EIO)

@@ -1,5 +1,7 @@
 //! The only place where requests change the store: one of each connection in turn, while the budget lasts.
 
+use core::mem;
+
 use crate::answer::Answer;
 use crate::connection::{Connection, Request};
 use crate::database::{Need, Refusal};
@@ -7,6 +9,7 @@ use crate::ids::{ConnId, Ticket};
 use crate::output::{Cause, Payload};
 use crate::quota::{Quota, within};
 use crate::server::{Action, Progress, Question, Server};
+use crate::storage::Storage;
 use crate::time::Instant;
 use crate::wire::{Errno, Header, Kind, PAYLOAD_MAX};
 
@@ -18,7 +21,7 @@ const REQUEST_COST: u32 = 1;
 const BYTES_PER_COST: usize = 256;
 
 /// C: the work.
-impl Server {
+impl<S: Storage> Server<S> {
     /// Runs requests, one of each connection in turn, until none is left or the budget is used up.
     ///
     /// A request costs 1, and 1 more for each 256 bytes of payload and for each event it makes.
@@ -29,7 +32,7 @@ impl Server {
             let Some(conn) = self.runnable.pop_front() else {
                 return Progress::Idle;
             };
-            if let Some(connection) = self.connections.get_mut(&conn) {
+            if let Some(connection) = self.connections.get_mut(conn) {
                 connection.queued = false;
             }
             left = left.saturating_sub(self.serve(conn));
@@ -43,54 +46,57 @@ impl Server {
 
     /// Runs the request of a connection, if it has one that may run; gives its cost.
     fn serve(&mut self, conn: ConnId) -> u32 {
-        if !self.may_run(conn) {
-            return REQUEST_COST;
-        }
-        let Some((request, sequence)) = self.take_request(conn) else {
+        let Some((request, cause)) = self.take_request(conn) else {
             return REQUEST_COST;
         };
-        let cause = Cause {
-            connection: conn,
-            request: sequence,
-        };
-        self.cause = self
-            .subject(conn)
-            .filter(|subject| !subject.privileged)
-            .map(|_| cause);
+        self.cause = cause;
         if self.traces {
             self.trace_request(conn, &request);
         }
         let cost = cost_of(&request);
         let events = self.events;
-        match self.answer(conn, &request) {
-            Ok(answer) => self.reply(conn, request.header, Ok(answer)),
-            Err(Refusal::Errno(errno)) => self.reply(conn, request.header, Err(errno)),
-            Err(Refusal::Wait(need)) => self.ask(conn, need, request),
-        }
+        let answer = match self.answer(conn, &request) {
+            Ok(answer) => Ok(answer),
+            Err(Refusal::Errno(errno)) => Err(errno),
+            Err(Refusal::Wait(need)) => {
+                self.cause = None;
+                self.ask(conn, need, request);
+                return cost;
+            }
+        };
+        self.reply(conn, request.header, answer);
+        self.spare.keep(request.payload);
         self.cause = None;
         self.account(conn);
         let events = self.events.wrapping_sub(events);
         cost.saturating_add(u32::try_from(events).unwrap_or(u32::MAX))
     }
 
-    fn may_run(&self, conn: ConnId) -> bool {
-        let Some(connection) = self.connections.get(&conn) else {
-            return false;
-        };
-        let limit = self.limit(conn, Quota::Outstanding);
+    fn may_run(&self, connection: &Connection<S>) -> bool {
         let outstanding = u64::try_from(connection.outstanding.len()).unwrap_or(u64::MAX);
         !connection.stopped
             && connection.waiting.is_none()
             && connection.input.is_whole()
-            && within(outstanding.saturating_add(1), limit)
             && connection.output.replies() < REPLIES_MAX
+            && within(
+                outstanding.saturating_add(1),
+                self.limit_of(connection, Quota::Outstanding),
+            )
     }
 
-    fn take_request(&mut self, conn: ConnId) -> Option<(Request, u64)> {
-        let connection = self.connections.get_mut(&conn)?;
+    /// The request of a connection, if it has one that may run; and as what it makes others work, if its client is unprivileged.
+    fn take_request(&mut self, conn: ConnId) -> Option<(Request, Option<Cause>)> {
+        if !self.may_run(self.connections.get(conn)?) {
+            return None;
+        }
+        let connection = self.connections.get_mut(conn)?;
         let request = connection.input.request()?;
         connection.requests = connection.requests.wrapping_add(1);
-        Some((request, connection.requests))
+        let cause = Cause {
+            connection: conn,
+            request: connection.requests,
+        };
+        Some((request, (!connection.privileged).then_some(cause)))
     }
 
     /// Lets a request wait for the host.
@@ -100,7 +106,7 @@ impl Server {
         let header = request.header;
         let (question, action) = match need {
             Need::Identify(domid) => {
-                if let Some(connection) = self.connections.get_mut(&conn) {
+                if let Some(connection) = self.connections.get_mut(conn) {
                     connection.input.put_back(request);
                 }
                 (
@@ -112,7 +118,7 @@ impl Server {
                 )
             }
             Need::Connect { domid, port } => {
-                let fresh = self.next_connection();
+                let fresh = self.connections.promise();
                 let question = Question::Connect {
                     requester: conn,
                     header,
@@ -129,7 +135,7 @@ impl Server {
                 )
             }
         };
-        if let Some(connection) = self.connections.get_mut(&conn) {
+        if let Some(connection) = self.connections.get_mut(conn) {
             connection.waiting = Some(ticket);
         }
         self.questions.insert(ticket, question);
@@ -152,24 +158,27 @@ impl Server {
         if self.traces {
             self.trace_reply(conn, header.kind, payload.as_bytes());
         }
-        if let Some(connection) = self.connections.get_mut(&conn) {
+        if let Some(connection) = self.connections.get_mut(conn) {
             connection.absent.clear();
             let bytes = connection.output.reply(header, payload, self.cause);
+            if !mem::replace(&mut connection.ready, true) {
+                self.ready.push_back(conn);
+            }
             self.charge_cause(bytes);
         }
         self.cause = None;
         if let Some(watch) = self.fresh_watch.take() {
             self.tell_first(watch);
         }
-        self.announce(conn);
     }
 
     /// Lets a connection with a whole request stand in the queue, once.
     pub(crate) fn queue(&mut self, conn: ConnId) {
-        let waits = |connection: &Connection| connection.input.is_whole() && !connection.queued;
-        if self.connections.get(&conn).is_some_and(waits)
-            && self.may_run(conn)
-            && let Some(connection) = self.connections.get_mut(&conn)
+        let waits = |connection: &Connection<S>| {
+            connection.input.is_whole() && !connection.queued && self.may_run(connection)
+        };
+        if self.connections.get(conn).is_some_and(waits)
+            && let Some(connection) = self.connections.get_mut(conn)
         {
             connection.queued = true;
             self.runnable.push_back(conn);

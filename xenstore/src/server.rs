@@ -6,13 +6,15 @@
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use core::time::Duration;
 
-use crate::connection::{Connection, ProtocolFault};
+use crate::connection::{Connection, Connections, ProtocolFault, Spare};
 use crate::domain::Domains;
+use crate::effects::Effects;
 use crate::features::Features;
 use crate::ids::{ConnId, DomId, EvtchnPort, Identity, Ticket};
 use crate::memory::Supply;
 use crate::output::Cause;
 use crate::quota::{Peaks, Quotas};
+use crate::storage::{Storage, Tree};
 use crate::store::Store;
 use crate::time::Instant;
 use crate::watch::{WatchId, Watches};
@@ -106,11 +108,14 @@ pub enum Progress {
 }
 
 /// The whole xenstore.
-pub struct Server {
+pub struct Server<S: Storage = Tree> {
     pub(crate) settings: Settings,
-    pub(crate) store: Store,
+    pub(crate) store: Store<S>,
     pub(crate) domains: Domains,
-    pub(crate) connections: BTreeMap<ConnId, Connection>,
+    pub(crate) connections: Connections<S>,
+    pub(crate) spare: Spare,
+    /// What a request notes its effects in, empty between requests.
+    pub(crate) effects: Effects<S>,
     pub(crate) watches: Watches,
     pub(crate) actions: VecDeque<Action>,
     pub(crate) questions: BTreeMap<Ticket, Question>,
@@ -131,7 +136,6 @@ pub struct Server {
     pub(crate) traces: bool,
     /// Counts the events that were queued.
     pub(crate) events: u64,
-    pub(crate) opened: u64,
     pub(crate) asked: u64,
 }
 
@@ -150,7 +154,7 @@ pub(crate) enum Question {
 }
 
 /// A: getters.
-impl Server {
+impl<S: Storage> Server<S> {
     /// The feature word for a domain's ring page.
     #[must_use]
     pub fn features(&self, domid: DomId) -> u32 {
@@ -177,17 +181,27 @@ impl Server {
     }
 }
 
-/// B: what happened outside.
 impl Server {
-    /// A store with its first nodes and no connection.
+    /// A store over a [`Tree`], with its first nodes and no connection.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
+        Self::with_storage(settings)
+    }
+}
+
+/// B: what happened outside.
+impl<S: Storage> Server<S> {
+    /// A store with its first nodes and no connection.
+    #[must_use]
+    pub fn with_storage(settings: Settings) -> Self {
         let (domains, owner) = Domains::new(settings.privileged, settings.features);
         Self {
             store: Store::new(owner),
             domains,
             settings,
-            connections: BTreeMap::new(),
+            connections: Connections::default(),
+            spare: Spare::default(),
+            effects: Effects::default(),
             watches: Watches::default(),
             actions: VecDeque::new(),
             questions: BTreeMap::new(),
@@ -201,7 +215,6 @@ impl Server {
             peaks: Peaks::default(),
             traces: false,
             events: 0,
-            opened: 0,
             asked: 0,
         }
         .with_first_nodes()
@@ -212,13 +225,13 @@ impl Server {
     /// # Errors
     /// The framing is broken and the connection is stopped; its ring should say so and then be left alone.
     pub fn handle_bytes(&mut self, conn: ConnId, bytes: &[u8]) -> Result<usize, ProtocolFault> {
-        let Some(connection) = self.connections.get_mut(&conn) else {
+        let Some(connection) = self.connections.get_mut(conn) else {
             return Ok(0);
         };
         if connection.stopped || connection.waiting.is_some() {
             return Ok(0);
         }
-        let taken = connection.input.take(bytes);
+        let taken = connection.input.take(bytes, &mut self.spare);
         match taken {
             Ok(_) => self.queue(conn),
             Err(_) => self.stop(conn),
@@ -226,12 +239,20 @@ impl Server {
         taken
     }
 
+    /// Whether [`Server::handle_bytes`] would take bytes of a connection now.
+    #[must_use]
+    pub fn takes_bytes(&self, conn: ConnId) -> bool {
+        self.connections.get(conn).is_some_and(|connection| {
+            !connection.stopped && connection.waiting.is_none() && !connection.input.is_whole()
+        })
+    }
+
     /// Opens a connection that is no domain's ring: a local client that may do what the privileged domain may. Its relative paths
     /// lie in the home of the store's domain.
     pub fn open_socket(&mut self) -> ConnId {
-        let conn = self.next_connection();
-        let connection = Connection::new(self.domains.privileged(), self.settings.store);
-        self.connections.insert(conn, connection);
+        let conn = self.connections.promise();
+        let connection = Connection::new(self.domains.privileged(), true, self.settings.store);
+        self.connections.open(conn, connection);
         conn
     }
 
@@ -243,7 +264,7 @@ impl Server {
     /// Stops a connection after a fault: watches, transactions and buffers go, the domain stays introduced (hostility.md R15).
     pub fn stop(&mut self, conn: ConnId) {
         self.clear(conn);
-        if let Some(connection) = self.connections.get_mut(&conn) {
+        if let Some(connection) = self.connections.get_mut(conn) {
             connection.stopped = true;
         }
     }
@@ -271,7 +292,7 @@ impl Server {
             let limit = self.settings.event_timeout;
             self.drop_events(conn, |_, queued| queued.after(limit) <= now);
             let mut empty = false;
-            if let Some(connection) = self.connections.get_mut(&conn) {
+            if let Some(connection) = self.connections.get_mut(conn) {
                 connection.deadline = None;
                 empty = connection.output.is_empty();
             }
@@ -284,11 +305,11 @@ impl Server {
 }
 
 /// D: what the host must do next.
-impl Server {
+impl<S: Storage> Server<S> {
     /// The next connection whose output grew or that takes input again, each once.
     pub fn poll_ready(&mut self) -> Option<ConnId> {
         let conn = self.ready.pop_front()?;
-        if let Some(connection) = self.connections.get_mut(&conn) {
+        if let Some(connection) = self.connections.get_mut(conn) {
             connection.ready = false;
         }
         Some(conn)
@@ -297,23 +318,32 @@ impl Server {
     /// The next bytes for a connection's client; none if nothing waits.
     #[must_use]
     pub fn poll_output(&self, conn: ConnId) -> &[u8] {
-        match self.connections.get(&conn) {
-            Some(connection) if !connection.stopped => connection.output.front(),
-            _ => &[],
+        match self.poll_message(conn) {
+            [[], payload] => payload,
+            [header, _] => header,
         }
     }
 
-    /// Bytes of [`Server::poll_output`] that were sent.
+    /// All that is left of the next message for a connection's client, in two pieces, for hosts that can send two at a time.
+    #[must_use]
+    pub fn poll_message(&self, conn: ConnId) -> [&[u8]; 2] {
+        match self.connections.get(conn) {
+            Some(connection) if !connection.stopped => connection.output.front(),
+            _ => [&[], &[]],
+        }
+    }
+
+    /// Bytes of [`Server::poll_output`] or [`Server::poll_message`] that were sent.
     pub fn consume_output(&mut self, conn: ConnId, sent: usize) {
-        let Some(connection) = self.connections.get_mut(&conn) else {
+        let Some(connection) = self.connections.get_mut(conn) else {
             return;
         };
         let done = connection.output.advance(sent);
-        let empty = connection.output.is_empty();
+        let lost = connection.output.is_empty() && !connection.lost.is_empty();
         if let Some(debt) = done {
             self.settle(debt);
         }
-        if empty {
+        if lost {
             self.tell_lost(conn);
         }
         self.account(conn);

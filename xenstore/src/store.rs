@@ -6,12 +6,13 @@ use alloc::vec::Vec;
 
 use crate::acl::{Acl, Entry, Holder, Incarnation, Letter};
 use crate::domain::{Domains, Usage};
-use crate::effects::{Charge, Editor, Effects, footprint_of};
+use crate::effects::{Charge, Editor, Effects, cost};
 use crate::ids::Generation;
-use crate::path::Path;
+use crate::path::PathRef;
 use crate::quota::{Peaks, Quota};
 use crate::server::Server;
-use crate::tree::{Node, Tree, Value, visit};
+use crate::storage::{Branch, Seed, Storage, Value};
+use crate::watch::Watches;
 
 /// Told when a domain is introduced.
 pub(crate) const INTRODUCE_DOMAIN: &str = "@introduceDomain";
@@ -19,48 +20,54 @@ pub(crate) const INTRODUCE_DOMAIN: &str = "@introduceDomain";
 pub(crate) const RELEASE_DOMAIN: &str = "@releaseDomain";
 
 /// The committed nodes.
-pub(crate) struct Store {
-    pub(crate) tree: Tree,
+pub(crate) struct Store<S: Storage> {
+    pub(crate) nodes: S,
     pub(crate) generation: Generation,
 }
 
-impl Store {
+impl<S: Storage> Store<S> {
     /// The root and the special names (protocol.md section 5.5): the privileged domain's; every guest may hear of releases.
     pub(crate) fn new(owner: Incarnation) -> Self {
-        let mut tree = Tree::new(owner);
+        let mut nodes = S::new(owner);
         let everyone = Entry {
             letter: Letter::Read,
             holder: Holder::Any,
         };
-        let special = |listed| {
-            Node::new(
-                Value::default(),
-                Rc::new(Acl::new(owner, Letter::None, listed)),
-                Generation(0),
-            )
+        let special = |listed| Seed {
+            value: Value::default(),
+            acl: Rc::new(Acl::new(owner, Letter::None, listed)),
+            generation: Generation(0),
         };
-        tree.insert_special(INTRODUCE_DOMAIN, special(Vec::new()));
-        tree.insert_special(RELEASE_DOMAIN, special(Vec::from([everyone])));
+        nodes.add_special(PathRef::known(INTRODUCE_DOMAIN), special(Vec::new()));
+        nodes.add_special(
+            PathRef::known(RELEASE_DOMAIN),
+            special(Vec::from([everyone])),
+        );
         Self {
-            tree,
+            nodes,
             generation: Generation(0),
         }
     }
 
-    /// What changes the tree.
-    pub(crate) fn edit<'a>(&'a mut self, effects: &'a mut Effects) -> Editor<'a> {
+    /// What changes the nodes, for these watchers.
+    pub(crate) fn edit<'a>(
+        &'a mut self,
+        effects: &'a mut Effects<S>,
+        watches: &'a Watches,
+    ) -> Editor<'a, S> {
         Editor {
-            tree: &mut self.tree,
+            nodes: &mut self.nodes,
             effects,
             generation: &mut self.generation,
+            watches: Some(watches),
         }
     }
 }
 
-impl Server {
-    /// Takes the effects of a change that the store's tree has: the ledger first, then the watchers.
-    pub(crate) fn commit(&mut self, mut effects: Effects) {
-        let exact = post(&mut self.domains, &mut self.peaks, &mut effects);
+impl<S: Storage> Server<S> {
+    /// Takes the effects of a change that the store's nodes have: the ledger first, then the watchers.
+    pub(crate) fn commit(&mut self, effects: &mut Effects<S>) {
+        let exact = post(&mut self.domains, &mut self.peaks, effects);
         if !exact {
             log::error!("accounts were wrong and are counted again");
             self.recount();
@@ -70,7 +77,7 @@ impl Server {
 
     /// Sets every account to what a walk over the tree finds.
     fn recount(&mut self) {
-        let found = count(&self.store.tree);
+        let found = count(&self.store.nodes);
         for domain in self.domains.iter_mut() {
             let charge = found.get(&domain.incarnation).copied().unwrap_or_default();
             domain.usage.nodes = charge.nodes.unsigned_abs();
@@ -80,7 +87,7 @@ impl Server {
 
     /// The domains whose account is not what a walk over the tree finds: none, ever.
     pub(crate) fn miscounted(&self) -> Vec<Incarnation> {
-        let found = count(&self.store.tree);
+        let found = count(&self.store.nodes);
         let wrong = |incarnation: Incarnation, usage: &Usage| {
             let charge = found.get(&incarnation).copied().unwrap_or_default();
             (usage.nodes, usage.node_bytes)
@@ -96,19 +103,24 @@ impl Server {
     /// `/tool/xenstored`, where tools look for the server (protocol.md section 5.5).
     pub(crate) fn with_first_nodes(mut self) -> Self {
         let mut effects = Effects::default();
-        let acl = Rc::clone(&self.store.tree.root().acl);
+        let acl = Rc::new(Acl::private(self.domains.privileged()));
         for path in ["/tool", "/tool/xenstored"] {
-            let mut edit = self.store.edit(&mut effects);
-            edit.create(&Path::known(path), Value::default(), Rc::clone(&acl), true);
+            let mut edit = self.store.edit(&mut effects, &self.watches);
+            edit.create(
+                PathRef::known(path),
+                Value::default(),
+                Rc::clone(&acl),
+                true,
+            );
         }
-        self.commit(effects);
+        self.commit(&mut effects);
         self.recount();
         self
     }
 }
 
 /// Posts the charges and estates to the domains' accounts; `false` if an account would fall below zero.
-fn post(domains: &mut Domains, peaks: &mut Peaks, effects: &mut Effects) -> bool {
+fn post<S: Storage>(domains: &mut Domains, peaks: &mut Peaks, effects: &mut Effects<S>) -> bool {
     let mut exact = true;
     let privileged = domains.privileged();
     for (owner, charge) in effects.charges() {
@@ -135,12 +147,17 @@ fn post(domains: &mut Domains, peaks: &mut Peaks, effects: &mut Effects) -> bool
     exact
 }
 
-fn count(tree: &Tree) -> BTreeMap<Incarnation, Charge> {
+fn count<S: Storage>(nodes: &S) -> BTreeMap<Incarnation, Charge> {
     let mut found: BTreeMap<Incarnation, Charge> = BTreeMap::new();
-    visit(&Path::known("/"), tree.root(), |path, node, _| {
-        let charge = found.entry(node.acl.owner()).or_default();
-        charge.nodes = charge.nodes.saturating_add(1);
-        charge.bytes = charge.bytes.saturating_add(footprint_of(path, node));
-    });
+    let root = PathRef::known("/");
+    if let Some(all) = nodes.branch(root) {
+        all.visit(root, |path, leaf| {
+            let charge = found.entry(leaf.acl.owner()).or_default();
+            charge.nodes = charge.nodes.saturating_add(1);
+            charge.bytes = charge
+                .bytes
+                .saturating_add(cost(path, leaf.value, leaf.acl));
+        });
+    }
     found
 }

@@ -5,12 +5,13 @@ use core::fmt;
 use crate::connection::Request;
 use crate::ids::ConnId;
 use crate::server::Server;
+use crate::storage::Storage;
 use crate::wire::Kind;
 
 /// Most bytes of a payload that a line shows.
 const SHOWN_MAX: usize = 128;
 
-impl Server {
+impl<S: Storage> Server<S> {
     pub(crate) fn trace_request(&self, conn: ConnId, request: &Request) {
         self.trace("IN", conn, request.header.kind, &request.payload);
     }
@@ -20,10 +21,7 @@ impl Server {
     }
 
     fn trace(&self, direction: &str, conn: ConnId, kind: u32, payload: &[u8]) {
-        let domid = self
-            .connections
-            .get(&conn)
-            .map(|connection| connection.home);
+        let domid = self.connections.get(conn).map(|connection| connection.home);
         let name = Kind::from_number(kind).map_or("?", Kind::name);
         if let Some(domid) = domid {
             log::info!(

@@ -1,10 +1,11 @@
 //! Transactions: a snapshot to work on, and a commit that merges or refuses.
 //!
-//! A transaction keeps its requests and their answers. If nothing else was committed meanwhile, its tree becomes the store's. Else the
+//! A transaction keeps its requests and their answers. If nothing else was committed meanwhile, its nodes become the store's. Else the
 //! requests run once more, on the store as it is now, and count if every answer is the same: then the client could not have told
 //! whether all of them ran just now, which is what strict serializability means. So only a read that mattered makes a conflict.
 
-use alloc::rc::Rc;
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::mem;
 
@@ -12,8 +13,9 @@ use crate::answer::Answer;
 use crate::database::{Refusal, Setting, Touched, Work};
 use crate::domain::{Domain, Domains};
 use crate::effects::Effects;
+use crate::ids::TxId;
 use crate::quota::{Quota, within};
-use crate::tree::Tree;
+use crate::storage::Storage;
 use crate::wire::{Errno, Kind};
 
 /// Requests that a transaction may hold for each node that it may touch (quota `transaction-nodes`): they all run again at a merge.
@@ -21,13 +23,107 @@ const REQUESTS_PER_NODE: u64 = 16;
 /// Bytes that keeping a request costs besides its payload and answer.
 const KEPT_BYTES: usize = 64;
 
+/// The open transactions of one connection.
+pub(crate) struct Transactions<S: Storage> {
+    open: BTreeMap<TxId, Transaction<S>>,
+    /// The id given last, if any.
+    last: Option<TxId>,
+    /// Bytes of all of them.
+    bytes: u64,
+}
+
+impl<S: Storage> Default for Transactions<S> {
+    fn default() -> Self {
+        Self {
+            open: BTreeMap::new(),
+            last: None,
+            bytes: 0,
+        }
+    }
+}
+
+impl<S: Storage> Transactions<S> {
+    pub(crate) fn len(&self) -> usize {
+        self.open.len()
+    }
+
+    pub(crate) fn has(&self, id: TxId) -> bool {
+        self.open.contains_key(&id)
+    }
+
+    /// Bytes that they hold beyond what they share with the store.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Keeps a new transaction, under the next id that is not in use.
+    pub(crate) fn add(&mut self, transaction: Transaction<S>) -> TxId {
+        let mut id = self.last.map_or(TxId::FIRST, TxId::next);
+        while self.has(id) {
+            id = id.next();
+        }
+        self.last = Some(id);
+        self.bytes = self.bytes.saturating_add(transaction.bytes);
+        self.open.insert(id, transaction);
+        id
+    }
+
+    pub(crate) fn remove(&mut self, id: TxId) -> Option<Transaction<S>> {
+        let transaction = self.open.remove(&id)?;
+        self.bytes = self.bytes.saturating_sub(transaction.bytes);
+        Some(transaction)
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.open.clear();
+        self.bytes = 0;
+    }
+
+    /// Runs a request on a transaction's private nodes.
+    pub(crate) fn execute(
+        &mut self,
+        id: TxId,
+        setting: &mut Setting<'_>,
+        kind: Kind,
+        payload: &[u8],
+    ) -> Result<Answer, Refusal> {
+        let transaction = self.open.get_mut(&id).ok_or(Errno::ENOENT)?;
+        let before = transaction.bytes;
+        let answer = transaction.execute(setting, kind, payload);
+        let grown = transaction.bytes.saturating_sub(before);
+        self.bytes = self.bytes.saturating_add(grown);
+        answer
+    }
+
+    /// Ends a transaction, makes its changes the store's, and gives their effects; or changes nothing. While the host must be asked first
+    /// it stays open.
+    ///
+    /// # Errors
+    /// Those of [`Transaction::commit`].
+    pub(crate) fn commit(
+        &mut self,
+        id: TxId,
+        setting: &mut Setting<'_>,
+        store: &mut S,
+    ) -> Result<Effects<S>, Refusal> {
+        let mut transaction = self.remove(id).ok_or(Errno::ENOENT)?;
+        let committed = transaction.commit(setting, store);
+        if let Err(Refusal::Wait(_)) = committed {
+            self.bytes = self.bytes.saturating_add(transaction.bytes);
+            self.open.insert(id, transaction);
+        }
+        committed
+    }
+}
+
 /// An open transaction.
-pub(crate) struct Transaction {
-    base: Tree,
-    tree: Tree,
-    effects: Effects,
+pub(crate) struct Transaction<S: Storage> {
+    base: S,
+    nodes: S,
+    effects: Effects<S>,
     touched: Touched,
     kept: Vec<Kept>,
+    /// Bytes that it holds beyond what it shares with the store.
     bytes: u64,
     failed: bool,
     /// Domains that had ended when it began: what it gave to one that ended since must not become the store's.
@@ -37,16 +133,16 @@ pub(crate) struct Transaction {
 /// A request and what it was answered.
 struct Kept {
     kind: Kind,
-    payload: Rc<[u8]>,
+    payload: Box<[u8]>,
     answer: Result<Answer, Errno>,
 }
 
-impl Transaction {
+impl<S: Storage> Transaction<S> {
     /// Begins with the store as it is: a pointer is copied.
-    pub(crate) fn start(tree: &Tree, domains: &Domains) -> Self {
+    pub(crate) fn start(nodes: &S, domains: &Domains) -> Self {
         Self {
-            base: tree.clone(),
-            tree: tree.clone(),
+            base: nodes.clone(),
+            nodes: nodes.clone(),
             effects: Effects::default(),
             touched: Touched::default(),
             kept: Vec::new(),
@@ -56,13 +152,8 @@ impl Transaction {
         }
     }
 
-    /// Bytes that it holds beyond what it shares with the store.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    /// Runs a request on the private tree.
-    pub(crate) fn execute(
+    /// Runs a request on the private nodes.
+    fn execute(
         &mut self,
         setting: &mut Setting<'_>,
         kind: Kind,
@@ -71,8 +162,9 @@ impl Transaction {
         self.check_room(setting, payload)?;
         let mut work = Work {
             setting,
-            tree: &mut self.tree,
+            nodes: &mut self.nodes,
             effects: &mut self.effects,
+            watches: None,
             touched: Some(&mut self.touched),
         };
         let answer = match work.execute(kind, payload) {
@@ -93,15 +185,11 @@ impl Transaction {
     ///
     /// # Errors
     /// ENOMEM if it failed before; ENOSPC if a domain would own too many nodes; EAGAIN for a conflict. Or the host must be asked first.
-    pub(crate) fn commit(
-        &mut self,
-        setting: &mut Setting<'_>,
-        store: &mut Tree,
-    ) -> Result<Effects, Refusal> {
+    fn commit(&mut self, setting: &mut Setting<'_>, store: &mut S) -> Result<Effects<S>, Refusal> {
         if self.failed {
             return Err(Errno::ENOMEM.into());
         }
-        if self.tree.is_same(&self.base) {
+        if self.nodes.is_same(&self.base) {
             return Ok(Effects::default());
         }
         if !store.is_same(&self.base) || self.deaths != setting.domains.deaths() {
@@ -109,19 +197,20 @@ impl Transaction {
         }
         self.check_nodes(setting)?;
         self.effects
-            .settle(&self.base, &self.tree, |path| self.touched.order(path));
-        *store = mem::replace(&mut self.tree, self.base.clone());
+            .settle(&self.base, &self.nodes, |path| self.touched.order(path));
+        *store = mem::replace(&mut self.nodes, self.base.clone());
         Ok(mem::take(&mut self.effects))
     }
 
     /// Runs the requests again on the store as it is now.
-    fn rerun(&mut self, setting: &mut Setting<'_>, store: &Tree) -> Result<(), Refusal> {
-        let mut tree = store.clone();
+    fn rerun(&mut self, setting: &mut Setting<'_>, store: &S) -> Result<(), Refusal> {
+        let mut nodes = store.clone();
         let mut effects = Effects::default();
         let mut work = Work {
             setting,
-            tree: &mut tree,
+            nodes: &mut nodes,
             effects: &mut effects,
+            watches: None,
             touched: None,
         };
         for kept in &self.kept {
@@ -133,13 +222,13 @@ impl Transaction {
                 _ => return Err(Errno::EAGAIN.into()),
             }
         }
-        (self.base, self.tree, self.effects) = (store.clone(), tree, effects);
+        (self.base, self.nodes, self.effects) = (store.clone(), nodes, effects);
         Ok(())
     }
 
     /// Whether all whose nodes became more may have that many, if the client is one whom quotas bind.
     fn check_nodes(&self, setting: &Setting<'_>) -> Result<(), Errno> {
-        if setting.domains.subject(setting.client).privileged {
+        if setting.subject.privileged {
             return Ok(());
         }
         let fits = |domain: &Domain, more: i64| {
@@ -180,5 +269,27 @@ impl Transaction {
             .bytes
             .saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX));
         self.kept.push(kept);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::features::Features;
+    use crate::ids::DomId;
+    use crate::storage::Tree;
+
+    #[test]
+    fn ids_are_never_zero_nor_open() {
+        let (domains, owner) = Domains::new(DomId::new(0), Features::ALL);
+        let nodes = Tree::new(owner);
+        let mut open = Transactions::default();
+        let mut add = |last: Option<TxId>| {
+            open.last = last.or(open.last);
+            Some(open.add(Transaction::start(&nodes, &domains)))
+        };
+        assert_eq!(add(None), TxId::new(1));
+        assert_eq!(add(TxId::new(u32::MAX - 1)), TxId::new(u32::MAX));
+        assert_eq!(add(None), TxId::new(2));
     }
 }

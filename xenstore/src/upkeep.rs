@@ -6,17 +6,20 @@ use crate::domain::Domain;
 use crate::ids::ConnId;
 use crate::memory;
 use crate::output::Debt;
-use crate::quota::{Quota, within};
+use crate::quota::Quota;
 use crate::server::Server;
+use crate::storage::Storage;
 use crate::time::Instant;
 use crate::watch::WatchId;
 use crate::wire::Errno;
 
-impl Server {
+impl<S: Storage> Server<S> {
     /// Opens the connection of a domain that is known.
     pub(crate) fn open(&mut self, conn: ConnId, incarnation: Incarnation) {
-        let connection = Connection::new(incarnation, incarnation.domid);
-        self.connections.insert(conn, connection);
+        let domid = incarnation.domid;
+        let privileged = self.domains.is_privileged(domid);
+        let connection = Connection::new(incarnation, privileged, domid);
+        self.connections.open(conn, connection);
         if let Some(domain) = self.domains.alive_mut(incarnation) {
             domain.connection = Some(conn);
         }
@@ -24,14 +27,9 @@ impl Server {
         self.announce(conn);
     }
 
-    pub(crate) fn next_connection(&mut self) -> ConnId {
-        self.opened = self.opened.wrapping_add(1);
-        ConnId(self.opened)
-    }
-
     /// The domain of a connection.
     pub(crate) fn client(&self, conn: ConnId) -> Option<&Domain> {
-        self.domains.alive(self.connections.get(&conn)?.incarnation)
+        self.domains.alive(self.connections.get(conn)?.incarnation)
     }
 
     /// Who a connection asks as.
@@ -41,31 +39,47 @@ impl Server {
 
     /// A limit of a connection's domain.
     pub(crate) fn limit(&self, conn: ConnId, quota: Quota) -> u32 {
-        let quotas = &self.settings.quotas;
-        self.client(conn)
-            .map_or(0, |domain| self.domains.limit(domain, quotas, quota))
+        self.connections
+            .get(conn)
+            .map_or(0, |connection| self.limit_of(connection, quota))
+    }
+
+    pub(crate) fn limit_of(&self, connection: &Connection<S>, quota: Quota) -> u32 {
+        if connection.privileged {
+            return 0;
+        }
+        let domain = self.domains.alive(connection.incarnation);
+        domain.map_or(0, |domain| {
+            self.settings.quotas.of(&domain.overrides, quota)
+        })
     }
 
     /// Whether the domain of a connection may have `added` bytes more.
     pub(crate) fn check_memory(&self, conn: ConnId, added: u64) -> Result<(), Errno> {
-        let domain = self.client(conn).ok_or(Errno::EIO)?;
-        let after = domain.usage.memory().saturating_add(added);
-        memory::check(
-            self.supply,
-            &self.domains,
-            &self.settings.quotas,
-            domain,
-            after,
-        )
+        let connection = self.connections.get(conn).ok_or(Errno::EIO)?;
+        if connection.privileged {
+            return Ok(());
+        }
+        let domain = self
+            .domains
+            .alive(connection.incarnation)
+            .ok_or(Errno::EIO)?;
+        let used = domain
+            .usage
+            .node_bytes
+            .saturating_add(connection.footprint());
+        let after = used.saturating_add(added);
+        memory::check(self.supply, &self.settings.quotas, domain, after)
     }
 
     /// Drops all that a connection has open; it can go on from nothing.
     pub(crate) fn clear(&mut self, conn: ConnId) {
         self.watches.remove_all(conn);
-        let Some(connection) = self.connections.get_mut(&conn) else {
+        let Some(connection) = self.connections.get_mut(conn) else {
             return;
         };
-        let (incarnation, home) = (connection.incarnation, connection.home);
+        let (incarnation, privileged) = (connection.incarnation, connection.privileged);
+        let home = connection.home;
         let debts = connection.output.clear();
         let requests = connection.requests;
         let (queued, ready, deadline) = (connection.queued, connection.ready, connection.deadline);
@@ -74,7 +88,7 @@ impl Server {
             queued,
             ready,
             deadline,
-            ..Connection::new(incarnation, home)
+            ..Connection::new(incarnation, privileged, home)
         };
         debts.into_iter().for_each(|debt| self.settle(debt));
         self.account(conn);
@@ -84,7 +98,7 @@ impl Server {
     /// Drops a connection for good.
     pub(crate) fn close(&mut self, conn: ConnId) {
         self.clear(conn);
-        if let Some(connection) = self.connections.remove(&conn)
+        if let Some(connection) = self.connections.remove(conn)
             && let Some(due) = connection.deadline
         {
             self.deadlines.remove(&(due, conn));
@@ -93,27 +107,26 @@ impl Server {
 
     /// Drops waiting events of a connection, with what they owe.
     pub(crate) fn drop_events(&mut self, conn: ConnId, doomed: impl Fn(WatchId, Instant) -> bool) {
-        if let Some(connection) = self.connections.get_mut(&conn) {
+        if let Some(connection) = self.connections.get_mut(conn) {
             let debts = connection.output.drop_events(doomed);
             debts.into_iter().for_each(|debt| self.settle(debt));
             self.account(conn);
         }
     }
 
-    /// Notes that the running request has one more message on its way, and what that costs.
+    /// Notes that the running request has one more message on its way, and what that costs. Its account follows when it is answered.
     pub(crate) fn charge_cause(&mut self, bytes: u64) {
         if let Some(cause) = self.cause
-            && let Some(connection) = self.connections.get_mut(&cause.connection)
+            && let Some(connection) = self.connections.get_mut(cause.connection)
         {
             connection.owe(cause.request, bytes);
-            self.account(cause.connection);
         }
     }
 
     /// Notes that a message is gone; with the last one of a request it is no longer outstanding.
     pub(crate) fn settle(&mut self, debt: Debt) {
         let conn = debt.cause.connection;
-        if let Some(connection) = self.connections.get_mut(&conn) {
+        if let Some(connection) = self.connections.get_mut(conn) {
             connection.repay(debt.cause.request, debt.bytes);
             self.account(conn);
             self.queue(conn);
@@ -122,48 +135,34 @@ impl Server {
 
     /// Brings the domain's account in line with what its connection holds.
     pub(crate) fn account(&mut self, conn: ConnId) {
-        if let Some(connection) = self.connections.get(&conn)
+        if let Some(connection) = self.connections.get(conn)
             && let Some(domain) = self.domains.alive_mut(connection.incarnation)
             && domain.connection == Some(conn)
         {
             domain.usage.connection_bytes = connection.footprint();
             domain.usage.watches = connection.watches;
-            let memory = domain.usage.memory();
-            if self.domains.is_privileged(connection.home) {
+            if connection.privileged {
                 return;
             }
+            let memory = domain.usage.memory();
             let count = |items: usize| u64::try_from(items).unwrap_or(u64::MAX);
-            let transactions = count(connection.transactions.len());
-            let outstanding = count(connection.outstanding.len());
             self.peaks.note(Quota::Memory, memory);
             self.peaks.note(Quota::Watches, connection.watches);
-            self.peaks.note(Quota::Transactions, transactions);
-            self.peaks.note(Quota::Outstanding, outstanding);
-            self.warn_of_memory(conn, memory);
-        }
-    }
-
-    /// Logs once that a domain uses more than quota `soft-memory`; again when it did so after using less.
-    fn warn_of_memory(&mut self, conn: ConnId, memory: u64) {
-        let soft = self.limit(conn, Quota::SoftMemory);
-        let exceeds = !within(memory, soft);
-        let incarnation = self
-            .connections
-            .get(&conn)
-            .map(|connection| connection.incarnation);
-        if let Some(domain) =
-            incarnation.and_then(|incarnation| self.domains.alive_mut(incarnation))
-            && core::mem::replace(&mut domain.told_memory, exceeds) != exceeds
-            && exceeds
-        {
-            let domid = domain.incarnation.domid;
-            log::warn!("domain {domid} uses {memory} bytes, more than quota soft-memory ({soft})");
+            self.peaks
+                .note(Quota::Transactions, count(connection.transactions.len()));
+            self.peaks
+                .note(Quota::Outstanding, count(connection.outstanding.len()));
+            let soft = self
+                .settings
+                .quotas
+                .of(&domain.overrides, Quota::SoftMemory);
+            domain.warn_of_memory(soft);
         }
     }
 
     /// Lets the host look at a connection, once.
     pub(crate) fn announce(&mut self, conn: ConnId) {
-        if let Some(connection) = self.connections.get_mut(&conn)
+        if let Some(connection) = self.connections.get_mut(conn)
             && !connection.ready
         {
             connection.ready = true;
@@ -174,10 +173,9 @@ impl Server {
     /// Notes when the oldest event of an unprivileged connection will have been left unread too long.
     pub(crate) fn set_deadline(&mut self, conn: ConnId) {
         let limit = self.settings.event_timeout;
-        let privileged = self.subject(conn).is_none_or(|subject| subject.privileged);
-        if let Some(connection) = self.connections.get_mut(&conn)
+        if let Some(connection) = self.connections.get_mut(conn)
             && connection.deadline.is_none()
-            && !privileged
+            && !connection.privileged
             && !limit.is_zero()
             && let Some(oldest) = connection.output.oldest_event()
         {

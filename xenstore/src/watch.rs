@@ -1,20 +1,28 @@
 //! The watches, found by the path that changed: a change costs its depth and the watches that match, not those that there are.
 
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::boxed::Box;
+use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::cmp::Ordering;
+
+use slotmap::{DefaultKey, SecondaryMap, SlotMap};
 
 use crate::ids::{ConnId, DomId};
-use crate::path::Path;
+use crate::path::{Path, PathRef};
+use crate::storage::{Children, Map, Weigh, digest};
 
 /// Bytes that a watch costs besides its path and token.
 const WATCH_BYTES: u64 = 256;
 
 /// One watch, in order of registration.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct WatchId(u64);
+pub(crate) struct WatchId {
+    number: u64,
+    place: DefaultKey,
+}
 
 /// Who wants to hear of what.
 pub(crate) struct Watch {
@@ -30,21 +38,52 @@ pub(crate) struct Watch {
 /// All watches of all connections.
 #[derive(Default)]
 pub(crate) struct Watches {
-    watches: BTreeMap<WatchId, Watch>,
-    of: BTreeMap<ConnId, Own>,
+    watches: SlotMap<DefaultKey, Box<Watch>>,
+    /// The watches of each connection, by what tells them apart.
+    of: SecondaryMap<DefaultKey, Map<Name, WatchId>>,
     index: Index,
     next: u64,
 }
 
-/// The watches of one connection, by what tells them apart: the absolute path and the token.
-type Own = BTreeMap<(Path, Rc<[u8]>), WatchId>;
+/// What tells the watches of a connection apart: the absolute path and the token. The number made of the path comes first, so that others
+/// are told from it fast.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Name {
+    digest: u64,
+    path: Path,
+    token: Rc<[u8]>,
+}
+
+impl Name {
+    fn order(path: PathRef<'_>, token: &[u8]) -> impl Fn(&Self) -> Ordering {
+        let digest = digest(path.as_str());
+        move |name| {
+            name.digest
+                .cmp(&digest)
+                .then_with(|| name.path.as_ref().cmp(&path))
+                .then_with(|| (*name.token).cmp(token))
+        }
+    }
+}
+
+impl Weigh for WatchId {
+    fn weight(&self) -> usize {
+        0
+    }
+}
 
 impl Watch {
     /// The payload of an event of this watch about `path`.
-    pub(crate) fn event(&self, path: &Path) -> Vec<u8> {
+    pub(crate) fn event(&self, path: PathRef<'_>) -> Vec<u8> {
         let shown = self.relative_to.and_then(|home| path.relative_to(home));
-        let shown = shown.unwrap_or(path.as_str());
-        [shown.as_bytes(), &[0], &self.token, &[0]].concat()
+        let shown = shown.unwrap_or(path.as_str()).as_bytes();
+        let size = shown.len().saturating_add(self.token.len());
+        let mut payload = Vec::with_capacity(size.saturating_add(2));
+        payload.extend_from_slice(shown);
+        payload.push(0);
+        payload.extend_from_slice(&self.token);
+        payload.push(0);
+        payload
     }
 
     /// Bytes that it costs its connection's domain.
@@ -56,31 +95,41 @@ impl Watch {
     /// Whether it hears of a change `distance` levels below its path. With a depth, a special name only tells of domains by name.
     pub(crate) fn reaches(&self, distance: u32) -> bool {
         self.depth
-            .is_none_or(|depth| distance <= depth && !self.path.is_special())
+            .is_none_or(|depth| distance <= depth && !self.path.as_ref().is_special())
     }
 }
 
 impl Watches {
     pub(crate) fn get(&self, id: WatchId) -> Option<&Watch> {
-        self.watches.get(&id)
+        self.watches.get(id.place).map(|watch| &**watch)
     }
 
     /// Whether the connection has a watch with this path and token, however spelt (protocol.md section 8).
     pub(crate) fn has(&self, watch: &Watch) -> bool {
-        let key = (watch.path.clone(), Rc::clone(&watch.token));
-        self.of
-            .get(&watch.connection)
-            .is_some_and(|own| own.contains_key(&key))
+        let own = self.of.get(watch.connection.0);
+        own.is_some_and(|own| {
+            own.get(Name::order(watch.path.as_ref(), &watch.token))
+                .is_some()
+        })
     }
 
     /// Registers a watch that the connection does not have yet.
     pub(crate) fn add(&mut self, watch: Watch) -> WatchId {
-        let id = WatchId(self.next);
+        let number = self.next;
         self.next = self.next.wrapping_add(1);
-        let key = (watch.path.clone(), Rc::clone(&watch.token));
-        self.of.entry(watch.connection).or_default().insert(key, id);
-        self.index.add(&watch.path, id);
-        self.watches.insert(id, watch);
+        let connection = watch.connection.0;
+        let path = watch.path.clone();
+        let name = Name {
+            digest: digest(path.as_str()),
+            path: path.clone(),
+            token: Rc::clone(&watch.token),
+        };
+        let place = self.watches.insert(Box::new(watch));
+        let id = WatchId { number, place };
+        if let Some(own) = self.of.entry(connection) {
+            own.or_default().insert(name, id);
+        }
+        self.index.add(path.as_ref(), id);
         id
     }
 
@@ -88,41 +137,54 @@ impl Watches {
     pub(crate) fn remove(
         &mut self,
         connection: ConnId,
-        path: &Path,
+        path: PathRef<'_>,
         token: &[u8],
     ) -> Option<(WatchId, Watch)> {
-        let own = self.of.get_mut(&connection)?;
-        let id = own.remove(&(path.clone(), token.into()))?;
+        let own = self.of.get_mut(connection.0)?;
+        let id = own.remove(Name::order(path, token))?;
         if own.is_empty() {
-            self.of.remove(&connection);
+            self.of.remove(connection.0);
         }
         Some((id, self.drop_watch(id)?))
     }
 
     /// Takes all watches of a connection off.
     pub(crate) fn remove_all(&mut self, connection: ConnId) {
-        for id in self
-            .of
-            .remove(&connection)
-            .unwrap_or_default()
-            .into_values()
-        {
-            self.drop_watch(id);
+        let own = self.of.remove(connection.0).unwrap_or_default();
+        for (_, id) in own.iter() {
+            self.drop_watch(*id);
+        }
+    }
+
+    /// Whether there is a watch on `path` or above it, or, if that is `removed`, below it.
+    pub(crate) fn concern(&self, path: PathRef<'_>, removed: bool) -> bool {
+        let mut spot = self.index.start(path);
+        let mut names = path.components();
+        loop {
+            if !spot.watches.is_empty() {
+                return true;
+            }
+            match names.next().map(|name| spot.below.get(name)) {
+                None => return removed && !spot.below.is_empty(),
+                Some(None) => return false,
+                Some(Some(place)) => match self.index.spots.get(*place) {
+                    Some(next) => spot = next,
+                    None => return false,
+                },
+            }
         }
     }
 
     /// The watches on `path` and above it, with how far above, in order of registration.
-    pub(crate) fn along(&self, path: &Path) -> Vec<(WatchId, u32)> {
+    pub(crate) fn along(&self, path: PathRef<'_>) -> Vec<(WatchId, u32)> {
         let mut found = Vec::new();
         let mut distance = u32::try_from(path.components().count()).unwrap_or(u32::MAX);
-        let mut place = Index::start(path);
+        let mut spot = Some(self.index.start(path));
         let mut names = path.components();
-        while let Some(spot) = self.index.spots.get(&place) {
-            found.extend(spot.watches.iter().map(|id| (*id, distance)));
-            let Some(next) = names.next().and_then(|name| spot.below.get(name)) else {
-                break;
-            };
-            place = *next;
+        while let Some(here) = spot {
+            found.extend(here.watches.iter().map(|id| (*id, distance)));
+            let next = names.next().and_then(|name| here.below.get(name));
+            spot = next.and_then(|place| self.index.spots.get(*place));
             distance = distance.saturating_sub(1);
         }
         found.sort_unstable_by_key(|(id, _)| *id);
@@ -130,111 +192,122 @@ impl Watches {
     }
 
     /// The watches below `path`, each with the names that lead there, the deepest first.
-    pub(crate) fn below(&self, path: &Path) -> Vec<(WatchId, String)> {
+    pub(crate) fn below(&self, path: PathRef<'_>) -> Vec<(WatchId, String)> {
         let mut found = Vec::new();
-        let mut open: Vec<(u64, String)> = Vec::new();
-        if let Some(place) = self.index.find(path) {
-            open.push((place, String::new()));
+        let mut open: Vec<(&Spot, String)> = Vec::new();
+        if let Some(spot) = self.index.find(path) {
+            open.push((spot, String::new()));
         }
-        while let Some((place, way)) = open.pop() {
-            let Some(spot) = self.index.spots.get(&place) else {
-                continue;
-            };
+        while let Some((spot, way)) = open.pop() {
             if !way.is_empty() {
                 found.extend(spot.watches.iter().map(|id| (*id, way.clone())));
             }
-            open.extend(
-                spot.below
-                    .iter()
-                    .map(|(name, place)| (*place, format!("{way}/{name}"))),
-            );
+            for (name, place) in spot.below.iter() {
+                if let Some(spot) = self.index.spots.get(*place) {
+                    open.push((spot, format!("{way}/{name}")));
+                }
+            }
         }
         found.reverse();
         found
     }
 
     fn drop_watch(&mut self, id: WatchId) -> Option<Watch> {
-        let watch = self.watches.remove(&id)?;
-        self.index.remove(&watch.path, id);
-        Some(watch)
+        let watch = self.watches.remove(id.place)?;
+        self.index.remove(watch.path.as_ref(), id);
+        Some(*watch)
     }
 }
 
-/// The paths that are watched, name by name. Spots refer to each other by number, so nothing here goes as deep as a path.
+/// The paths that are watched, name by name. Spots refer to each other by place, so nothing here goes as deep as a path.
+#[derive(Default)]
 struct Index {
-    spots: BTreeMap<u64, Spot>,
-    next: u64,
+    root: Spot,
+    /// Where special names start.
+    specials: Spot,
+    spots: SlotMap<DefaultKey, Spot>,
 }
 
 #[derive(Default)]
 struct Spot {
     watches: BTreeSet<WatchId>,
-    below: BTreeMap<Rc<str>, u64>,
+    below: Children<DefaultKey>,
 }
 
-/// Where paths from `/` start, and special names.
-const ROOT: u64 = 0;
-const SPECIALS: u64 = 1;
-
-impl Default for Index {
-    fn default() -> Self {
-        Self {
-            spots: BTreeMap::from([(ROOT, Spot::default()), (SPECIALS, Spot::default())]),
-            next: SPECIALS.wrapping_add(1),
-        }
+impl Spot {
+    fn is_needed(&self) -> bool {
+        !self.watches.is_empty() || !self.below.is_empty()
     }
 }
 
 impl Index {
-    fn start(path: &Path) -> u64 {
-        if path.is_special() { SPECIALS } else { ROOT }
-    }
-
-    fn find(&self, path: &Path) -> Option<u64> {
-        path.components()
-            .try_fold(Self::start(path), |place, name| {
-                self.spots.get(&place)?.below.get(name).copied()
-            })
-    }
-
-    fn add(&mut self, path: &Path, id: WatchId) {
-        let mut place = Self::start(path);
-        for name in path.components() {
-            let fresh = self.next;
-            let spot = self.spots.entry(place).or_default();
-            place = *spot.below.entry(name.into()).or_insert(fresh);
-            if place == fresh {
-                self.next = self.next.wrapping_add(1);
-                self.spots.insert(fresh, Spot::default());
-            }
+    fn start(&self, path: PathRef<'_>) -> &Spot {
+        if path.is_special() {
+            &self.specials
+        } else {
+            &self.root
         }
-        self.spots.entry(place).or_default().watches.insert(id);
+    }
+
+    /// A spot to change: where paths like this one start, or one below.
+    fn spot_mut(&mut self, path: PathRef<'_>, place: Option<DefaultKey>) -> Option<&mut Spot> {
+        match place {
+            Some(place) => self.spots.get_mut(place),
+            None if path.is_special() => Some(&mut self.specials),
+            None => Some(&mut self.root),
+        }
+    }
+
+    fn find(&self, path: PathRef<'_>) -> Option<&Spot> {
+        path.components().try_fold(self.start(path), |spot, name| {
+            self.spots.get(*spot.below.get(name)?)
+        })
+    }
+
+    fn add(&mut self, path: PathRef<'_>, id: WatchId) {
+        let mut place = None;
+        for name in path.components() {
+            let known = self
+                .spot_mut(path, place)
+                .and_then(|spot| spot.below.get(name).copied());
+            let next = known.unwrap_or_else(|| self.spots.insert(Spot::default()));
+            if known.is_none()
+                && let Some(spot) = self.spot_mut(path, place)
+            {
+                spot.below.add(name, next);
+            }
+            place = Some(next);
+        }
+        if let Some(spot) = self.spot_mut(path, place) {
+            spot.watches.insert(id);
+        }
     }
 
     /// Takes a watch out, and the spots that nothing needs any more.
-    fn remove(&mut self, path: &Path, id: WatchId) {
-        let mut way = Vec::from([(Self::start(path), "")]);
+    fn remove(&mut self, path: PathRef<'_>, id: WatchId) {
+        let mut way = Vec::from([(None, "")]);
+        let mut spot = self.start(path);
         for name in path.components() {
-            let last = way.last().and_then(|(place, _)| self.spots.get(place));
-            let Some(next) = last.and_then(|spot| spot.below.get(name)) else {
+            let Some(place) = spot.below.get(name).copied() else {
                 return;
             };
-            way.push((*next, name));
+            let Some(next) = self.spots.get(place) else {
+                return;
+            };
+            spot = next;
+            way.push((Some(place), name));
         }
-        if let Some(spot) = way.last().and_then(|(place, _)| self.spots.get_mut(place)) {
+        let last = way.last().and_then(|(place, _)| *place);
+        if let Some(spot) = self.spot_mut(path, last) {
             spot.watches.remove(&id);
         }
-        while let [.., (above, _), (place, name)] = way.as_slice() {
-            let needed = self
-                .spots
-                .get(place)
-                .is_some_and(|spot| !spot.watches.is_empty() || !spot.below.is_empty());
-            if needed {
+        while let [.., (above, _), (Some(place), name)] = way.as_slice() {
+            if self.spots.get(*place).is_some_and(Spot::is_needed) {
                 return;
             }
-            self.spots.remove(place);
-            if let Some(spot) = self.spots.get_mut(above) {
-                spot.below.remove(*name);
+            self.spots.remove(*place);
+            if let Some(spot) = self.spot_mut(path, *above) {
+                spot.below.remove(name);
             }
             way.pop();
         }
@@ -245,11 +318,13 @@ impl Index {
 mod tests {
     use super::*;
 
-    const CONNECTION: ConnId = ConnId(1);
+    fn connection() -> ConnId {
+        ConnId(slotmap::KeyData::from_ffi(1).into())
+    }
 
     fn watch(path: &str, token: &str) -> Watch {
         Watch {
-            connection: CONNECTION,
+            connection: connection(),
             path: Path::known(path),
             token: token.as_bytes().into(),
             depth: None,
@@ -274,12 +349,12 @@ mod tests {
         ] {
             watches.add(watch(path, token));
         }
-        let along = watches.along(&Path::known("/a/b"));
+        let along = watches.along(PathRef::known("/a/b"));
         let distances: Vec<_> = along.iter().map(|(_, distance)| *distance).collect();
         assert_eq!(distances, [0, 2, 1]);
         assert_eq!(tokens(&watches, along), ["exact", "root", "above"]);
         assert_eq!(
-            tokens(&watches, watches.along(&Path::known("/a/x/y"))),
+            tokens(&watches, watches.along(PathRef::known("/a/x/y"))),
             ["root", "above"]
         );
     }
@@ -290,12 +365,12 @@ mod tests {
         for path in ["/a", "/a/b", "/a/b/c", "/a/d", "/e"] {
             watches.add(watch(path, path));
         }
-        let below = tokens(&watches, watches.below(&Path::known("/a")));
+        let below = tokens(&watches, watches.below(PathRef::known("/a")));
         assert_eq!(below.len(), 3);
         let at = |path| below.iter().position(|token| token == path).unwrap();
         assert!(at("/a/b/c") < at("/a/b"));
         assert!(below.contains(&"/a/d".to_owned()));
-        assert!(watches.below(&Path::known("/x")).is_empty());
+        assert!(watches.below(PathRef::known("/x")).is_empty());
     }
 
     #[test]
@@ -308,17 +383,18 @@ mod tests {
         assert!(!watches.has(&watch("/x", "u")));
         assert!(
             watches
-                .remove(CONNECTION, &Path::known("/a/b"), b"t")
+                .remove(connection(), PathRef::known("/a/b"), b"t")
                 .is_some()
         );
         assert!(
             watches
-                .remove(CONNECTION, &Path::known("/a/b"), b"t")
+                .remove(connection(), PathRef::known("/a/b"), b"t")
                 .is_none()
         );
-        watches.remove_all(CONNECTION);
+        watches.remove_all(connection());
         assert!(watches.watches.is_empty());
-        assert_eq!(watches.index.spots.len(), 2);
+        assert!(watches.index.spots.is_empty());
+        assert!(!watches.index.root.is_needed() && !watches.index.specials.is_needed());
         assert!(watches.of.is_empty());
     }
 }

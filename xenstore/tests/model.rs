@@ -20,7 +20,7 @@ use model::{ANY, Event, Limits, Model, Reply, Request, TOOLSTACK, Told};
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
-use xenstore::{DomId, Quota, Settings};
+use xenstore::{DomId, FlatMap, Quota, Settings, Storage, Tree};
 
 const GUESTS: [u16; 3] = [1, 2, 3];
 const LIMITS: Limits = Limits {
@@ -33,26 +33,29 @@ const LIMITS: Limits = Limits {
 #[test]
 fn the_store_does_what_the_model_does() {
     let scripts = prop::collection::vec(step(), 1..60);
-    run(300, &scripts, |script| {
-        let mut pair = Pair::new();
-        for (at, step) in script.iter().enumerate() {
-            pair.step(step)
-                .map_err(|why| TestCaseError::fail(format!("step {at}, {step:?}: {why}")))?;
-        }
-        Ok(())
-    });
+    run(300, &scripts, |script| compare::<Tree>(&script));
 }
 
 #[test]
 fn transactions_are_as_if_they_had_run_at_once() {
-    run(600, &transactions(), |script| {
-        let mut pair = Pair::new();
-        for (at, step) in script.iter().enumerate() {
-            pair.step(step)
-                .map_err(|why| TestCaseError::fail(format!("step {at}, {step:?}: {why}")))?;
-        }
-        Ok(())
-    });
+    run(600, &transactions(), |script| compare::<Tree>(&script));
+}
+
+#[test]
+fn over_a_flat_map_the_store_does_the_same() {
+    let scripts = prop::collection::vec(step(), 1..60);
+    run(100, &scripts, |script| compare::<FlatMap>(&script));
+    run(100, &transactions(), |script| compare::<FlatMap>(&script));
+}
+
+/// Takes the steps in the store and in the model.
+fn compare<S: Storage>(script: &[Step]) -> Result<(), TestCaseError> {
+    let mut pair = Pair::<S>::new();
+    for (at, step) in script.iter().enumerate() {
+        pair.step(step)
+            .map_err(|why| TestCaseError::fail(format!("step {at}, {step:?}: {why}")))?;
+    }
+    Ok(())
 }
 
 #[test]
@@ -219,15 +222,15 @@ fn entries() -> impl Strategy<Value = Vec<(char, u16)>> {
 }
 
 /// The store and the model, side by side.
-struct Pair {
-    machine: Machine,
+struct Pair<S: Storage> {
+    machine: Machine<S>,
     model: Model,
     /// The ids of the clients' transactions, by place.
     places: [[u32; 2]; 4],
     requests: u32,
 }
 
-impl Pair {
+impl<S: Storage> Pair<S> {
     fn new() -> Self {
         let mut settings = Settings::new(DomId::new(TOOLSTACK), DomId::new(31));
         let limits = [

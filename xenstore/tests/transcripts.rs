@@ -11,13 +11,22 @@ use transcript::Host;
 use transcript::message::Message;
 use transcript::run::play;
 use transcript::syntax::{Directive, Need, parse};
-use xenstore::{DomId, Settings};
+use xenstore::{DomId, FlatMap, Settings, Storage, Tree};
 
 /// The domain that the store itself runs in, in every text.
 const STORE: u16 = 31;
 
 #[test]
 fn the_core_answers_as_the_transcripts_say() {
+    play_all(Core::<Tree>::new);
+}
+
+#[test]
+fn over_a_flat_map_it_answers_the_same() {
+    play_all(Core::<FlatMap>::new);
+}
+
+fn play_all<S: Storage>(core: fn() -> Core<S>) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts");
     let wanted = std::env::var("TRANSCRIPT").unwrap_or_default();
     let mut files: Vec<_> = std::fs::read_dir(folder)
@@ -32,7 +41,7 @@ fn the_core_answers_as_the_transcripts_say() {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         let text = std::fs::read_to_string(&path).unwrap();
         let cases = parse(&text).unwrap_or_else(|why| panic!("{name}:{why}"));
-        let report = play(&name, &cases, Core::new);
+        let report = play(&name, &cases, core);
         played += report.played;
         left_out += report.left_out;
         failures.extend(report.failures);
@@ -82,7 +91,7 @@ d5 > READ /t => ENOENT
 #[test]
 fn what_differs_is_found() {
     let cases = parse(WRONG).unwrap();
-    let report = play("wrong", &cases, Core::new);
+    let report = play("wrong", &cases, Core::<Tree>::new);
     assert_eq!(report.failures.len(), cases.len(), "{:#?}", report.failures);
 }
 
@@ -106,13 +115,13 @@ fn a_text_that_says_nothing_is_refused() {
 }
 
 /// The core as a transcript's host.
-struct Core {
-    machine: Machine,
+struct Core<S: Storage> {
+    machine: Machine<S>,
     /// Bytes that came and are no whole message yet.
     partial: BTreeMap<u16, Vec<u8>>,
 }
 
-impl Core {
+impl<S: Storage> Core<S> {
     fn new() -> Self {
         let settings = Settings::new(DomId::new(0), DomId::new(STORE));
         Self {
@@ -122,7 +131,7 @@ impl Core {
     }
 }
 
-impl Host for Core {
+impl<S: Storage> Host for Core<S> {
     fn supports(&self, need: Need) -> bool {
         match need {
             Need::Domains | Need::FreshServer | Need::Clock | Need::Unread | Need::Ring => true,

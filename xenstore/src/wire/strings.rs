@@ -3,7 +3,7 @@
 use super::Errno;
 
 /// The strings of a payload. Bytes after the last NUL are no string.
-pub(crate) fn strings(payload: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(crate) fn strings(payload: &[u8]) -> impl Iterator<Item = &[u8]> + Clone {
     payload
         .split_inclusive(|byte| *byte == 0)
         .filter_map(|piece| piece.strip_suffix(&[0]))

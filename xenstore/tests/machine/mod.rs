@@ -7,14 +7,14 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use xenstore::{
     Action, ConnId, DomId, DomainEvent, Errno, Identity, Instant, Outcome, Progress, Server,
-    Settings, UniqueId,
+    Settings, Storage, Tree, UniqueId,
 };
 
 /// Little, so that runs are interrupted.
 const BUDGET: u32 = 7;
 
-pub(crate) struct Machine {
-    server: Server,
+pub(crate) struct Machine<S: Storage = Tree> {
+    server: Server<S>,
     domains: BTreeMap<u16, Domain>,
     links: BTreeMap<u16, Link>,
     now: Instant,
@@ -40,11 +40,11 @@ struct Link {
     stopped: bool,
 }
 
-impl Machine {
+impl<S: Storage> Machine<S> {
     /// A store with the privileged domain 0 connected.
     pub(crate) fn new(settings: Settings) -> Self {
         let mut machine = Self {
-            server: Server::new(settings),
+            server: Server::with_storage(settings),
             domains: BTreeMap::new(),
             links: BTreeMap::new(),
             now: Instant(0),

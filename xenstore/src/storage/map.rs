@@ -5,8 +5,8 @@
 
 use alloc::rc::Rc;
 use alloc::vec::Vec;
-use core::borrow::Borrow;
-use core::mem;
+use core::cmp::Ordering;
+use core::{mem, slice};
 
 /// Most entries of a block.
 const BLOCK_MAX: usize = 16;
@@ -14,13 +14,13 @@ const BLOCK_MAX: usize = 16;
 const JOINED_MAX: usize = BLOCK_MAX * 3 / 4;
 
 /// What an entry adds to the weight of its map.
-pub(super) trait Weigh {
+pub(crate) trait Weigh {
     /// The weight; it must not change while the entry is in the map.
     fn weight(&self) -> usize;
 }
 
 #[derive(Clone)]
-pub(super) struct Map<K, V> {
+pub(crate) struct Map<K, V> {
     root: Option<Rc<Block<K, V>>>,
     len: usize,
     weight: usize,
@@ -51,83 +51,52 @@ impl<K, V> Default for Map<K, V> {
 }
 
 impl<K: Ord + Clone, V: Clone + Weigh> Map<K, V> {
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.len == 0
     }
 
     /// The weights of all entries together.
-    pub(super) fn weight(&self) -> usize {
+    pub(crate) fn weight(&self) -> usize {
         self.weight
     }
 
-    pub(super) fn get<Q: Ord + ?Sized>(&self, key: &Q) -> Option<&V>
-    where
-        K: Borrow<Q>,
-    {
+    /// The value of the key that `order` finds equal to what is wanted; it tells how a key stands to that.
+    pub(crate) fn get(&self, order: impl Fn(&K) -> Ordering) -> Option<&V> {
         let mut block = self.root.as_deref()?;
         loop {
             match block {
-                Block::Branch(limbs) => block = &limbs.get(limb_of(limbs, key))?.block,
+                Block::Branch(limbs) => block = &limbs.get(limb_of(limbs, &order))?.block,
                 Block::Leaf(entries) => {
-                    let at = position(entries, key).ok()?;
+                    let at = position(entries, &order).ok()?;
                     return entries.get(at).map(|(_, value)| value);
                 }
             }
         }
     }
 
-    /// The value to change in place; its weight must stay.
-    pub(super) fn get_mut<Q: Ord + ?Sized>(&mut self, key: &Q) -> Option<&mut V>
-    where
-        K: Borrow<Q>,
-    {
+    /// As [`Map::get`], to change the value in place; its weight must stay.
+    pub(crate) fn get_mut(&mut self, order: impl Fn(&K) -> Ordering) -> Option<&mut V> {
         let mut block = Rc::make_mut(self.root.as_mut()?);
         loop {
             match block {
                 Block::Branch(limbs) => {
-                    let at = limb_of(limbs, key);
+                    let at = limb_of(limbs, &order);
                     block = Rc::make_mut(&mut limbs.get_mut(at)?.block);
                 }
                 Block::Leaf(entries) => {
-                    let at = position(entries, key).ok()?;
+                    let at = position(entries, &order).ok()?;
                     return entries.get_mut(at).map(|(_, value)| value);
                 }
             }
         }
     }
 
-    /// The first entry in order whose value is `wanted`, by looking at each: for maps of a few entries.
-    pub(super) fn find(&self, wanted: impl Fn(&V) -> bool) -> Option<(&K, &V)> {
-        match self.root.as_deref()? {
-            Block::Leaf(entries) => entries
-                .iter()
-                .find(|(_, value)| wanted(value))
-                .map(|(key, value)| (key, value)),
-            Block::Branch(_) => self.iter().find(|(_, value)| wanted(value)),
-        }
-    }
-
-    /// As [`Map::find`], to change the value in place; its weight must stay.
-    pub(super) fn find_mut(&mut self, wanted: impl Fn(&V) -> bool) -> Option<&mut V> {
-        if matches!(self.root.as_deref()?, Block::Branch(_)) {
-            let key = self.find(wanted)?.0.clone();
-            return self.get_mut(&key);
-        }
-        match Rc::make_mut(self.root.as_mut()?) {
-            Block::Leaf(entries) => entries
-                .iter_mut()
-                .map(|(_, value)| value)
-                .find(|value| wanted(value)),
-            Block::Branch(_) => None,
-        }
-    }
-
     /// Puts a value, giving back the one it replaces.
-    pub(super) fn insert(&mut self, key: K, value: V) -> Option<V> {
+    pub(crate) fn insert(&mut self, key: K, value: V) -> Option<V> {
         let added = value.weight();
         let root = self
             .root
@@ -146,12 +115,9 @@ impl<K: Ord + Clone, V: Clone + Weigh> Map<K, V> {
         old
     }
 
-    pub(super) fn remove<Q: Ord + ?Sized>(&mut self, key: &Q) -> Option<V>
-    where
-        K: Borrow<Q>,
-    {
+    pub(crate) fn remove(&mut self, order: impl Fn(&K) -> Ordering) -> Option<V> {
         let root = self.root.as_mut()?;
-        let old = Rc::make_mut(root).remove(key)?;
+        let old = Rc::make_mut(root).remove(&order)?;
         self.len = self.len.saturating_sub(1);
         self.weight = self.weight.saturating_sub(old.weight());
         if self.len == 0 {
@@ -165,44 +131,47 @@ impl<K: Ord + Clone, V: Clone + Weigh> Map<K, V> {
     }
 
     /// All entries in order of their keys.
-    pub(super) fn iter(&self) -> Iter<'_, K, V> {
-        self.iter_from(0).0
+    pub(crate) fn iter(&self) -> Iter<'_, K, V> {
+        let mut iter = Iter {
+            open: Vec::new(),
+            leaf: [].iter(),
+        };
+        match self.root.as_deref() {
+            Some(Block::Leaf(entries)) => iter.leaf = entries.iter(),
+            Some(Block::Branch(limbs)) => iter.open.push(limbs.iter()),
+            None => {}
+        }
+        iter
     }
 
     /// The entries from the one that holds `offset` on, counted in weight, and how far into that one `offset` lies.
-    pub(super) fn iter_from(&self, offset: usize) -> (Iter<'_, K, V>, usize) {
-        let mut iter = Iter { open: Vec::new() };
+    pub(crate) fn iter_from(&self, offset: usize) -> (Iter<'_, K, V>, usize) {
+        let mut open = Vec::new();
         let mut rest = offset;
         let mut next = self.root.as_deref();
         while let Some(block) = next {
-            let weights: &mut dyn Iterator<Item = usize> = match block {
-                Block::Leaf(entries) => &mut entries.iter().map(|(_, value)| value.weight()),
-                Block::Branch(limbs) => &mut limbs.iter().map(|limb| limb.weight),
-            };
-            let mut at = 0_usize;
-            for weight in weights {
-                if rest < weight {
-                    break;
+            match block {
+                Block::Branch(limbs) => {
+                    let at = skip(limbs.iter().map(|limb| limb.weight), &mut rest);
+                    let (_, behind) = limbs.split_at(at.min(limbs.len()));
+                    let mut limbs = behind.iter();
+                    next = limbs.next().map(|limb| &*limb.block);
+                    open.push(limbs);
                 }
-                rest = rest.saturating_sub(weight);
-                at = at.saturating_add(1);
+                Block::Leaf(entries) => {
+                    let at = skip(entries.iter().map(|(_, value)| value.weight()), &mut rest);
+                    let (_, entries) = entries.split_at(at.min(entries.len()));
+                    let leaf = entries.iter();
+                    return (Iter { open, leaf }, rest);
+                }
             }
-            next = match block {
-                Block::Leaf(_) => None,
-                Block::Branch(limbs) => limbs.get(at).map(|limb| &*limb.block),
-            };
-            let resume = if next.is_some() {
-                at.saturating_add(1)
-            } else {
-                at
-            };
-            iter.open.push((block, resume));
         }
-        (iter, rest)
+        let leaf = [].iter();
+        (Iter { open, leaf }, rest)
     }
 
     /// Takes the map apart; `each` gets the values of blocks that no other map shares.
-    pub(super) fn dismantle(&mut self, mut each: impl FnMut(V)) {
+    pub(crate) fn dismantle(&mut self, mut each: impl FnMut(V)) {
         let map = mem::take(self);
         let mut blocks: Vec<_> = map.root.into_iter().collect();
         while let Some(block) = blocks.pop() {
@@ -216,14 +185,14 @@ impl<K: Ord + Clone, V: Clone + Weigh> Map<K, V> {
 }
 
 /// The limb under which a key belongs.
-fn limb_of<K: Borrow<Q>, V, Q: Ord + ?Sized>(limbs: &[Limb<K, V>], key: &Q) -> usize {
+fn limb_of<K, V>(limbs: &[Limb<K, V>], order: &impl Fn(&K) -> Ordering) -> usize {
     limbs
-        .partition_point(|limb| limb.first.borrow() <= key)
+        .partition_point(|limb| order(&limb.first).is_le())
         .saturating_sub(1)
 }
 
-fn position<K: Borrow<Q>, V, Q: Ord + ?Sized>(entries: &[(K, V)], key: &Q) -> Result<usize, usize> {
-    entries.binary_search_by(|(other, _)| other.borrow().cmp(key))
+fn position<K, V>(entries: &[(K, V)], order: &impl Fn(&K) -> Ordering) -> Result<usize, usize> {
+    entries.binary_search_by(|(key, _)| order(key))
 }
 
 /// Cuts a block that has grown too long. One that grew at its end stays full, so that a list which only grows wastes nothing.
@@ -278,7 +247,7 @@ impl<K: Ord + Clone, V: Clone + Weigh> Block<K, V> {
     /// Puts an entry; gives back the value it replaces and the right half if the block had to be cut.
     fn insert(&mut self, key: K, value: V) -> (Option<V>, Option<Limb<K, V>>) {
         match self {
-            Self::Leaf(entries) => match position(entries, &key) {
+            Self::Leaf(entries) => match position(entries, &|other: &K| other.cmp(&key)) {
                 Ok(at) => (
                     entries.get_mut(at).map(|(_, old)| mem::replace(old, value)),
                     None,
@@ -290,15 +259,22 @@ impl<K: Ord + Clone, V: Clone + Weigh> Block<K, V> {
                 }
             },
             Self::Branch(limbs) => {
-                let at = limb_of(limbs, &key);
+                let at = limb_of(limbs, &|other: &K| other.cmp(&key));
                 let Some(limb) = limbs.get_mut(at) else {
                     return (None, None);
                 };
                 if key < limb.first {
                     limb.first = key.clone();
                 }
+                let added = value.weight();
                 let (old, split) = Rc::make_mut(&mut limb.block).insert(key, value);
-                limb.weight = limb.block.weight();
+                let replaced = old.as_ref().map_or(0, Weigh::weight);
+                let gone = split.as_ref().map_or(0, |split| split.weight);
+                limb.weight = limb
+                    .weight
+                    .saturating_add(added)
+                    .saturating_sub(replaced)
+                    .saturating_sub(gone);
                 let Some(split) = split else {
                     return (old, None);
                 };
@@ -310,20 +286,17 @@ impl<K: Ord + Clone, V: Clone + Weigh> Block<K, V> {
         }
     }
 
-    fn remove<Q: Ord + ?Sized>(&mut self, key: &Q) -> Option<V>
-    where
-        K: Borrow<Q>,
-    {
+    fn remove(&mut self, order: &impl Fn(&K) -> Ordering) -> Option<V> {
         match self {
             Self::Leaf(entries) => {
-                let at = position(entries, key).ok()?;
+                let at = position(entries, order).ok()?;
                 Some(entries.remove(at).1)
             }
             Self::Branch(limbs) => {
-                let at = limb_of(limbs, key);
+                let at = limb_of(limbs, order);
                 let limb = limbs.get_mut(at)?;
-                let old = Rc::make_mut(&mut limb.block).remove(key)?;
-                limb.weight = limb.block.weight();
+                let old = Rc::make_mut(&mut limb.block).remove(order)?;
+                limb.weight = limb.weight.saturating_sub(old.weight());
                 if limb.block.len() == 0 {
                     limbs.remove(at);
                 } else {
@@ -361,9 +334,23 @@ fn join<K: Ord + Clone, V: Clone + Weigh>(limbs: &mut Vec<Limb<K, V>>, at: usize
     }
 }
 
+/// How many of these weights lie before the offset `rest`, from which they are taken.
+fn skip(weights: impl Iterator<Item = usize>, rest: &mut usize) -> usize {
+    let mut skipped = 0_usize;
+    for weight in weights {
+        if *rest < weight {
+            break;
+        }
+        *rest = rest.saturating_sub(weight);
+        skipped = skipped.saturating_add(1);
+    }
+    skipped
+}
+
 /// Walks the entries in order; holds one place for each level of blocks.
-pub(super) struct Iter<'a, K, V> {
-    open: Vec<(&'a Block<K, V>, usize)>,
+pub(crate) struct Iter<'a, K, V> {
+    open: Vec<slice::Iter<'a, Limb<K, V>>>,
+    leaf: slice::Iter<'a, (K, V)>,
 }
 
 impl<'a, K, V> Iterator for Iter<'a, K, V> {
@@ -371,22 +358,17 @@ impl<'a, K, V> Iterator for Iter<'a, K, V> {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            let (block, at) = self.open.last_mut()?;
-            let here = *at;
-            *at = at.saturating_add(1);
-            match block {
-                Block::Leaf(entries) => match entries.get(here) {
-                    Some((key, value)) => return Some((key, value)),
-                    None => self.open.pop(),
-                },
-                Block::Branch(limbs) => match limbs.get(here) {
-                    Some(limb) => {
-                        self.open.push((&limb.block, 0));
-                        None
-                    }
-                    None => self.open.pop(),
-                },
-            };
+            if let Some((key, value)) = self.leaf.next() {
+                return Some((key, value));
+            }
+            let limbs = self.open.last_mut()?;
+            match limbs.next().map(|limb| &*limb.block) {
+                Some(Block::Leaf(entries)) => self.leaf = entries.iter(),
+                Some(Block::Branch(limbs)) => self.open.push(limbs.iter()),
+                None => {
+                    self.open.pop();
+                }
+            }
         }
     }
 }
@@ -436,12 +418,12 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Insert(key, value) => assert_eq!(map.insert(key, value), model.insert(key, value)),
-                    Step::Remove(key) => assert_eq!(map.remove(&key), model.remove(&key)),
+                    Step::Remove(key) => assert_eq!(map.remove(|other| other.cmp(&key)), model.remove(&key)),
                     Step::Snapshot => snapshots.push((map.clone(), model.clone())),
                 }
                 for key in [0_u16, 150, 299] {
-                    assert_eq!(map.get(&key), model.get(&key));
-                    assert_eq!(map.get_mut(&key).copied(), model.get(&key).copied());
+                    assert_eq!(map.get(|other| other.cmp(&key)), model.get(&key));
+                    assert_eq!(map.get_mut(|other| other.cmp(&key)).copied(), model.get(&key).copied());
                 }
             }
             same(&map, &model);

@@ -1,0 +1,274 @@
+//! The children of a node: listed in the order of their creation, found by name, alike cheap for ten and for a hundred thousand.
+
+use alloc::boxed::Box;
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::cmp::Ordering;
+
+use super::map::{Map, Weigh};
+
+/// Up to this many children are found by looking through the list; more have an index.
+const FEW_MAX: usize = 16;
+
+/// The children of a node, each with what its storage keeps for it; a node that has none owns no memory for them.
+#[derive(Clone)]
+pub(crate) struct Children<T>(Option<Rc<List<T>>>);
+
+impl<T> Default for Children<T> {
+    fn default() -> Self {
+        Self(None)
+    }
+}
+
+#[derive(Clone)]
+enum List<T> {
+    Few(Few<T>),
+    Many(Box<Many<T>>),
+}
+
+/// In order of creation.
+#[derive(Clone)]
+struct Few<T> {
+    children: Vec<(Key, T)>,
+    /// Bytes of the names as they are listed.
+    size: usize,
+}
+
+#[derive(Clone)]
+struct Many<T> {
+    by_name: Map<Key, Aged<T>>,
+    by_age: Map<Age, Rc<str>>,
+    next: u64,
+}
+
+/// When a child was created, among its siblings.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Age(u64);
+
+#[derive(Clone)]
+struct Aged<T> {
+    age: Age,
+    item: T,
+}
+
+impl<T> Weigh for Aged<T> {
+    fn weight(&self) -> usize {
+        0
+    }
+}
+
+impl Weigh for Rc<str> {
+    fn weight(&self) -> usize {
+        listed_size(self)
+    }
+}
+
+/// Bytes of a name in its parent's child list: the name and a NUL.
+pub(crate) fn listed_size(name: &str) -> usize {
+    name.len().saturating_add(1)
+}
+
+/// A text in an order in which it is found fast: by a number made of it, and only then by itself. Whoever finds texts of the same number
+/// gains nothing but their comparison.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Key {
+    digest: u64,
+    text: Rc<str>,
+}
+
+impl Key {
+    pub(crate) fn new(text: Rc<str>) -> Self {
+        let digest = digest(&text);
+        Self { digest, text }
+    }
+
+    /// How a key stands to this text.
+    pub(crate) fn order(text: &str) -> impl Fn(&Self) -> Ordering {
+        let digest = digest(text);
+        move |key| match key.digest.cmp(&digest) {
+            Ordering::Equal => (*key.text).cmp(text),
+            unequal => unequal,
+        }
+    }
+}
+
+/// Mixes a text into a number.
+pub(crate) fn digest(text: &str) -> u64 {
+    digest_bytes(text.as_bytes())
+}
+
+/// Mixes bytes into a number, eight at a time.
+pub(crate) fn digest_bytes(bytes: &[u8]) -> u64 {
+    /// Odd, without a pattern: the fraction of the golden ratio.
+    const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mix = |digest: u64, word: u64| (digest.rotate_left(5) ^ word).wrapping_mul(FACTOR);
+    let (words, rest) = bytes.as_chunks::<8>();
+    let words = words.iter().map(|word| u64::from_le_bytes(*word));
+    let rest = rest
+        .iter()
+        .fold(0, |word, byte| (word << 8) | u64::from(*byte));
+    mix(words.fold(0, mix), rest)
+}
+
+impl<T: Clone> Children<T> {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// Bytes of the list of names, each with its NUL.
+    pub(crate) fn list_size(&self) -> usize {
+        match self.0.as_deref() {
+            None => 0,
+            Some(List::Few(few)) => few.size,
+            Some(List::Many(many)) => many.by_age.weight(),
+        }
+    }
+
+    /// Gives each name in order of creation, from the one that holds byte `offset` of the list on, as long as `each` wants more; and to the
+    /// first how far into it the offset lies.
+    pub(crate) fn names_from(&self, offset: usize, mut each: impl FnMut(&str, usize) -> bool) {
+        let mut within;
+        match self.0.as_deref() {
+            None => {}
+            Some(List::Few(few)) => {
+                let mut rest = offset;
+                for (key, _) in &few.children {
+                    let size = listed_size(&key.text);
+                    if rest >= size {
+                        rest = rest.saturating_sub(size);
+                    } else if !each(&key.text, core::mem::take(&mut rest)) {
+                        return;
+                    }
+                }
+            }
+            Some(List::Many(many)) => {
+                let names;
+                (names, within) = many.by_age.iter_from(offset);
+                for (_, name) in names {
+                    if !each(name, core::mem::take(&mut within)) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The children, in no order that means anything.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&Rc<str>, &T)> {
+        let (few, many) = match self.0.as_deref() {
+            None => (None, None),
+            Some(List::Few(few)) => (Some(&few.children), None),
+            Some(List::Many(many)) => (None, Some(&many.by_name)),
+        };
+        let few = few.into_iter().flatten();
+        let few = few.map(|(key, item)| (&key.text, item));
+        let many = many.into_iter().flat_map(Map::iter);
+        few.chain(many.map(|(key, aged)| (&key.text, &aged.item)))
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<&T> {
+        let order = Key::order(name);
+        match &**self.0.as_ref()? {
+            List::Few(few) => {
+                let found = few.children.iter().find(|(key, _)| order(key).is_eq());
+                found.map(|(_, item)| item)
+            }
+            List::Many(many) => many.by_name.get(order).map(|aged| &aged.item),
+        }
+    }
+
+    pub(super) fn get_mut(&mut self, name: &str) -> Option<&mut T> {
+        let order = Key::order(name);
+        match Rc::make_mut(self.0.as_mut()?) {
+            List::Few(few) => {
+                let found = few.children.iter_mut().find(|(key, _)| order(key).is_eq());
+                found.map(|(_, item)| item)
+            }
+            List::Many(many) => many.by_name.get_mut(order).map(|aged| &mut aged.item),
+        }
+    }
+
+    /// Adds a child, which there is not yet, as the youngest.
+    pub(crate) fn add(&mut self, name: &str, item: T) {
+        let key = Key::new(name.into());
+        let Some(list) = &mut self.0 else {
+            let size = listed_size(name);
+            let children = Vec::from([(key, item)]);
+            self.0 = Some(Rc::new(List::Few(Few { children, size })));
+            return;
+        };
+        match Rc::make_mut(list) {
+            List::Many(many) => many.add(key, item),
+            List::Few(few) if few.children.len() < FEW_MAX => few.add(key, item),
+            list @ List::Few(_) => {
+                let mut many = Many::default();
+                if let List::Few(few) = list {
+                    for (key, item) in few.children.drain(..) {
+                        many.add(key, item);
+                    }
+                }
+                many.add(key, item);
+                *list = List::Many(Box::new(many));
+            }
+        }
+    }
+
+    pub(crate) fn remove(&mut self, name: &str) -> Option<T> {
+        let order = Key::order(name);
+        let (removed, left) = match Rc::make_mut(self.0.as_mut()?) {
+            List::Few(few) => {
+                let at = few
+                    .children
+                    .iter()
+                    .position(|(key, _)| order(key).is_eq())?;
+                few.size = few.size.saturating_sub(listed_size(name));
+                (few.children.remove(at).1, few.children.len())
+            }
+            List::Many(many) => {
+                let aged = many.by_name.remove(order)?;
+                many.by_age.remove(|age| age.cmp(&aged.age));
+                (aged.item, many.by_name.len())
+            }
+        };
+        if left == 0 {
+            self.0 = None;
+        }
+        Some(removed)
+    }
+
+    /// Takes all children out; `each` gets those that no other list shares.
+    pub(super) fn dismantle(&mut self, mut each: impl FnMut(T)) {
+        match self.0.take().map(Rc::try_unwrap) {
+            Some(Ok(List::Few(few))) => few.children.into_iter().for_each(|(_, item)| each(item)),
+            Some(Ok(List::Many(mut many))) => many.by_name.dismantle(|aged| each(aged.item)),
+            Some(Err(_shared)) => {}
+            None => {}
+        }
+    }
+}
+
+impl<T> Few<T> {
+    fn add(&mut self, key: Key, item: T) {
+        self.size = self.size.saturating_add(listed_size(&key.text));
+        self.children.push((key, item));
+    }
+}
+
+impl<T> Default for Many<T> {
+    fn default() -> Self {
+        Self {
+            by_name: Map::default(),
+            by_age: Map::default(),
+            next: 0,
+        }
+    }
+}
+
+impl<T: Clone> Many<T> {
+    fn add(&mut self, key: Key, item: T) {
+        let age = Age(self.next);
+        self.next = self.next.wrapping_add(1);
+        self.by_age.insert(age, Rc::clone(&key.text));
+        self.by_name.insert(key, Aged { age, item });
+    }
+}

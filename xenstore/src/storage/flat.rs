@@ -1,0 +1,167 @@
+//! The nodes as one flat map from whole paths: slower where many nodes go at once, and simple enough to be believed.
+
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+
+use super::children::Key;
+use super::map::{Map, Weigh};
+use super::{Branch, Leaf, Node, Seed, Storage};
+use crate::acl::{Acl, Incarnation};
+use crate::ids::Generation;
+use crate::path::{Components, Path, PathRef};
+
+/// All nodes and special names by their paths.
+#[derive(Clone)]
+pub struct FlatMap {
+    nodes: Map<Key, Node<()>>,
+    /// Stands for what is nearest to a special name that does not exist.
+    nowhere: Node<()>,
+    /// Another one after each change.
+    version: Rc<()>,
+}
+
+impl Weigh for Node<()> {
+    fn weight(&self) -> usize {
+        0
+    }
+}
+
+impl Storage for FlatMap {
+    type Child = ();
+    type Branch = FlatBranch;
+
+    fn new(owner: Incarnation) -> Self {
+        let root = Node::new(Seed::root(owner));
+        let mut nodes = Map::default();
+        nodes.insert(Key::new("/".into()), root.clone());
+        Self {
+            nodes,
+            nowhere: root,
+            version: Rc::new(()),
+        }
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        Rc::ptr_eq(&self.version, &other.version)
+    }
+
+    fn get(&self, path: PathRef<'_>) -> Option<&Node<()>> {
+        self.nodes.get(Key::order(path.as_str()))
+    }
+
+    fn nearest<'p>(&self, path: PathRef<'p>) -> (&Node<()>, Components<'p>) {
+        if path.is_special() {
+            return match self.get(path) {
+                Some(node) => (node, Components::of("")),
+                None => (&self.nowhere, path.components()),
+            };
+        }
+        let mut above = Some(path);
+        while let Some(here) = above {
+            if let Some(node) = self.get(here) {
+                let missing = path.as_str().get(here.as_str().len()..);
+                return (node, Components::of(missing.unwrap_or_default()));
+            }
+            above = here.parent();
+        }
+        (&self.nowhere, path.components())
+    }
+
+    fn get_mut(&mut self, path: PathRef<'_>) -> Option<&mut Node<()>> {
+        self.touch();
+        self.nodes.get_mut(Key::order(path.as_str()))
+    }
+
+    fn add(&mut self, path: PathRef<'_>, seed: Seed) -> Option<Incarnation> {
+        let (_, name) = path.split()?;
+        let parent = self.get_mut(path.parent()?)?;
+        let owner = parent.acl.owner();
+        parent.generation = seed.generation;
+        parent.children.add(name, ());
+        self.nodes
+            .insert(Key::new(path.as_str().into()), Node::new(seed));
+        Some(owner)
+    }
+
+    fn add_special(&mut self, name: PathRef<'_>, seed: Seed) {
+        self.touch();
+        self.nodes
+            .insert(Key::new(name.as_str().into()), Node::new(seed));
+    }
+
+    fn remove(
+        &mut self,
+        path: PathRef<'_>,
+        generation: Generation,
+    ) -> Option<(FlatBranch, Incarnation)> {
+        let branch = self.branch(path)?;
+        let (_, name) = path.split()?;
+        let parent = self.get_mut(path.parent()?)?;
+        let owner = parent.acl.owner();
+        parent.generation = generation;
+        parent.children.remove(name)?;
+        branch.visit(path, |path, _| {
+            self.nodes.remove(Key::order(path.as_str()));
+        });
+        Some((branch, owner))
+    }
+
+    fn branch(&self, path: PathRef<'_>) -> Option<FlatBranch> {
+        self.get(path)?;
+        Some(FlatBranch {
+            all: self.clone(),
+            top: path.to_path(),
+        })
+    }
+
+    fn visit_children(&self, path: PathRef<'_>, mut each: impl FnMut(&str, &Acl)) {
+        if let Some(node) = self.get(path) {
+            for (name, ()) in node.children.iter() {
+                if let Some(child) = self.get(path.join(name).as_ref()) {
+                    each(name, &child.acl);
+                }
+            }
+        }
+    }
+}
+
+impl FlatMap {
+    fn touch(&mut self) {
+        self.version = Rc::new(());
+    }
+}
+
+/// A snapshot, and the path in it.
+#[derive(Clone)]
+pub struct FlatBranch {
+    all: FlatMap,
+    top: Path,
+}
+
+impl Branch for FlatBranch {
+    fn acl(&self, names: Components<'_>) -> Option<&Rc<Acl>> {
+        let mut path = self.top.clone();
+        for name in names {
+            path = path.as_ref().join(name);
+        }
+        self.all.get(path.as_ref()).map(|node| &node.acl)
+    }
+
+    fn visit(&self, top: PathRef<'_>, mut each: impl FnMut(PathRef<'_>, Leaf<'_>)) {
+        let mut open = Vec::from([(top.to_path(), None)]);
+        while let Some((path, owner_above)) = open.pop() {
+            let Some(node) = self.all.get(path.as_ref()) else {
+                continue;
+            };
+            let leaf = Leaf {
+                value: &node.value,
+                acl: &node.acl,
+                owner_above,
+            };
+            each(path.as_ref(), leaf);
+            let owner = Some(node.acl.owner());
+            let below = node.children.iter();
+            open.extend(below.map(|(name, ())| (path.as_ref().join(name), owner)));
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! Where nodes live: what the store asks of any way of keeping them, of which there are two.
+//!
+//! The tree ([`Tree`]) is what hosts run. The flat map ([`FlatMap`]) is the second opinion: it keeps nodes by their whole path and shares
+//! nothing with the tree but the lists of children, so that a difference between the two is a mistake in one of them.
+
+mod children;
+#[cfg(test)]
+mod contract;
+mod flat;
+mod map;
+mod tree;
+
+use alloc::rc::Rc;
+
+use crate::acl::{Acl, Incarnation};
+use crate::ids::Generation;
+use crate::path::{Components, PathRef};
+
+pub(crate) use children::{Children, Key, digest, digest_bytes, listed_size};
+pub use flat::FlatMap;
+pub(crate) use map::{Map, Weigh};
+pub use tree::Tree;
+
+/// A way of keeping nodes. A clone is a snapshot, made in a few steps however many nodes there are.
+///
+/// What is to be changed was judged before, so that no method fails: one that cannot do what it is asked for does nothing.
+pub trait Storage: Clone {
+    /// What a list of children has for each, besides the name.
+    type Child: Clone;
+    /// A node with all below it, as it was at some time.
+    type Branch: Branch;
+
+    /// Nothing but `/`, which belongs to `owner` alone.
+    fn new(owner: Incarnation) -> Self;
+
+    /// Whether nothing was changed since one was cloned from the other.
+    fn is_same(&self, other: &Self) -> bool;
+
+    /// The node.
+    fn get(&self, path: PathRef<'_>) -> Option<&Node<Self::Child>>;
+
+    /// The deepest node that exists on the way to `path`, and the names that lead on from there: none if that is the node itself.
+    ///
+    /// Below a special name nothing exists; nearest to one that does not exist is a node that is the privileged domain's alone.
+    fn nearest<'p>(&self, path: PathRef<'p>) -> (&Node<Self::Child>, Components<'p>);
+
+    /// The node, to change all but its children.
+    fn get_mut(&mut self, path: PathRef<'_>) -> Option<&mut Node<Self::Child>>;
+
+    /// Adds a node as the youngest child of its parent, which exists, and gives the parent's owner. The parent's generation becomes the
+    /// node's.
+    fn add(&mut self, path: PathRef<'_>, seed: Seed) -> Option<Incarnation>;
+
+    /// Adds a special name.
+    fn add_special(&mut self, name: PathRef<'_>, seed: Seed);
+
+    /// Cuts a node off with all below it; gives that and the parent's owner. The parent's generation becomes `generation`.
+    fn remove(
+        &mut self,
+        path: PathRef<'_>,
+        generation: Generation,
+    ) -> Option<(Self::Branch, Incarnation)>;
+
+    /// A node with all below it, as it is now.
+    fn branch(&self, path: PathRef<'_>) -> Option<Self::Branch>;
+
+    /// Visits the children of a node, with their names, in no order that means anything.
+    fn visit_children(&self, path: PathRef<'_>, each: impl FnMut(&str, &Acl));
+}
+
+/// A node with all below it, as it was at some time.
+pub trait Branch: Clone {
+    /// The access control list of the node that `names` lead to from the top of the branch.
+    fn acl(&self, names: Components<'_>) -> Option<&Rc<Acl>>;
+
+    /// Visits all nodes, parents first, each with its path (`top` is that of the first) and its parent's owner (none for the first).
+    fn visit(&self, top: PathRef<'_>, each: impl FnMut(PathRef<'_>, Leaf<'_>));
+}
+
+/// What a visitor sees of a node.
+#[derive(Clone, Copy)]
+pub struct Leaf<'a> {
+    pub(crate) value: &'a Value,
+    pub(crate) acl: &'a Rc<Acl>,
+    pub(crate) owner_above: Option<Incarnation>,
+}
+
+/// What a new node begins with.
+#[derive(Clone)]
+pub struct Seed {
+    pub(crate) value: Value,
+    pub(crate) acl: Rc<Acl>,
+    pub(crate) generation: Generation,
+}
+
+/// One node: its value, who may use it, and its children.
+#[derive(Clone)]
+pub struct Node<T> {
+    pub(crate) value: Value,
+    pub(crate) acl: Rc<Acl>,
+    /// The last change of value, access control list or child list.
+    pub(crate) generation: Generation,
+    children: Children<T>,
+}
+
+impl<T> Node<T> {
+    fn new(seed: Seed) -> Self {
+        Self {
+            value: seed.value,
+            acl: seed.acl,
+            generation: seed.generation,
+            children: Children::default(),
+        }
+    }
+
+    pub(crate) fn children(&self) -> &Children<T> {
+        &self.children
+    }
+}
+
+impl Seed {
+    /// Of `/`, and of what stands for all that is nowhere: it belongs to `owner` alone.
+    fn root(owner: Incarnation) -> Self {
+        Self {
+            value: Value::default(),
+            acl: Rc::new(Acl::private(owner)),
+            generation: Generation(0),
+        }
+    }
+}
+
+/// The bytes of a node, shared by its copies. An empty value owns no memory.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub(crate) struct Value(Option<Rc<[u8]>>);
+
+impl Value {
+    pub(crate) fn new(bytes: &[u8]) -> Self {
+        Self((!bytes.is_empty()).then(|| bytes.into()))
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        self.0.as_deref().unwrap_or_default()
+    }
+}

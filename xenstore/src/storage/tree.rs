@@ -1,0 +1,218 @@
+//! The nodes as a persistent tree, in which cloning the root is the snapshot.
+//!
+//! Where no snapshot is alive, edits happen in place; else the nodes on the way down are copied, and their children shared.
+
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+
+use super::{Branch, Children, Leaf, Node, Seed, Storage};
+use crate::acl::{Acl, Incarnation};
+use crate::ids::Generation;
+use crate::path::{Components, Path, PathRef};
+
+/// The whole tree at one moment.
+#[derive(Clone)]
+pub struct Tree {
+    root: Limb,
+    /// The special names, which have permissions but no value, as children of a node that has no name.
+    specials: Limb,
+}
+
+/// A node with all below it, shared by all trees that have it.
+#[derive(Clone)]
+pub struct Limb(Rc<Node<Limb>>);
+
+impl Storage for Tree {
+    type Child = Limb;
+    type Branch = Limb;
+
+    fn new(owner: Incarnation) -> Self {
+        let root = Node::new(Seed::root(owner));
+        Self {
+            specials: Limb(Rc::new(root.clone())),
+            root: Limb(Rc::new(root)),
+        }
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        Rc::ptr_eq(&self.root.0, &other.root.0) && Rc::ptr_eq(&self.specials.0, &other.specials.0)
+    }
+
+    fn get(&self, path: PathRef<'_>) -> Option<&Node<Limb>> {
+        self.start(path)
+            .descend(path.components())
+            .map(|limb| &*limb.0)
+    }
+
+    fn nearest<'p>(&self, path: PathRef<'p>) -> (&Node<Limb>, Components<'p>) {
+        let mut node = &*self.start(path).0;
+        let mut names = path.components();
+        loop {
+            let missing = names.clone();
+            match names.next().map(|name| node.children.get(name)) {
+                Some(Some(child)) => node = &child.0,
+                Some(None) | None => return (node, missing),
+            }
+        }
+    }
+
+    fn get_mut(&mut self, path: PathRef<'_>) -> Option<&mut Node<Limb>> {
+        let start = if path.is_special() {
+            &mut self.specials
+        } else {
+            &mut self.root
+        };
+        start.descend_mut(path.components())
+    }
+
+    fn add(&mut self, path: PathRef<'_>, seed: Seed) -> Option<Incarnation> {
+        let (parent, name) = path.split()?;
+        let parent = self.root.descend_mut(Components::of(parent))?;
+        parent.generation = seed.generation;
+        parent.children.add(name, Limb(Rc::new(Node::new(seed))));
+        Some(parent.acl.owner())
+    }
+
+    fn add_special(&mut self, name: PathRef<'_>, seed: Seed) {
+        let specials = Rc::make_mut(&mut self.specials.0);
+        let limb = Limb(Rc::new(Node::new(seed)));
+        specials.children.add(name.as_str(), limb);
+    }
+
+    fn remove(&mut self, path: PathRef<'_>, generation: Generation) -> Option<(Limb, Incarnation)> {
+        let (parent, name) = path.split()?;
+        let parent = self.root.descend_mut(Components::of(parent))?;
+        let limb = parent.children.remove(name)?;
+        parent.generation = generation;
+        Some((limb, parent.acl.owner()))
+    }
+
+    fn branch(&self, path: PathRef<'_>) -> Option<Limb> {
+        self.start(path).descend(path.components()).cloned()
+    }
+
+    fn visit_children(&self, path: PathRef<'_>, mut each: impl FnMut(&str, &Acl)) {
+        if let Some(node) = self.get(path) {
+            for (name, child) in node.children.iter() {
+                each(name, &child.0.acl);
+            }
+        }
+    }
+}
+
+impl Tree {
+    fn start(&self, path: PathRef<'_>) -> &Limb {
+        if path.is_special() {
+            &self.specials
+        } else {
+            &self.root
+        }
+    }
+}
+
+impl Branch for Limb {
+    fn acl(&self, names: Components<'_>) -> Option<&Rc<Acl>> {
+        self.descend(names).map(|limb| &limb.0.acl)
+    }
+
+    fn visit(&self, top: PathRef<'_>, mut each: impl FnMut(PathRef<'_>, Leaf<'_>)) {
+        each(top, self.leaf(None));
+        if self.0.children.is_empty() {
+            return;
+        }
+        let mut open = Vec::from([(top.to_path(), self)]);
+        while let Some((path, parent)) = open.pop() {
+            let owner = parent.0.acl.owner();
+            for (name, child) in parent.0.children.iter() {
+                let path: Path = path.as_ref().join(name);
+                each(path.as_ref(), child.leaf(Some(owner)));
+                if !child.0.children.is_empty() {
+                    open.push((path, child));
+                }
+            }
+        }
+    }
+}
+
+impl Limb {
+    fn leaf(&self, owner_above: Option<Incarnation>) -> Leaf<'_> {
+        Leaf {
+            value: &self.0.value,
+            acl: &self.0.acl,
+            owner_above,
+        }
+    }
+
+    fn descend(&self, names: Components<'_>) -> Option<&Self> {
+        let mut limb = self;
+        for name in names {
+            limb = limb.0.children.get(name)?;
+        }
+        Some(limb)
+    }
+
+    /// As [`Limb::descend`], to change the node: what it shares with other trees on the way is copied.
+    fn descend_mut(&mut self, names: Components<'_>) -> Option<&mut Node<Self>> {
+        let mut node = Rc::make_mut(&mut self.0);
+        for name in names {
+            node = Rc::make_mut(&mut node.children.get_mut(name)?.0);
+        }
+        Some(node)
+    }
+
+    /// The children, if no other tree has this node.
+    fn own_children(&mut self) -> Children<Self> {
+        let node = Rc::get_mut(&mut self.0);
+        node.map_or_else(Children::default, |node| {
+            core::mem::take(&mut node.children)
+        })
+    }
+}
+
+/// Takes the nodes apart one by one: the compiler's own way would go as deep as the tree (hostility.md R11).
+impl Drop for Limb {
+    fn drop(&mut self) {
+        if self.0.children.is_empty() {
+            return;
+        }
+        let mut orphans = Vec::new();
+        self.own_children().dismantle(|child| orphans.push(child));
+        while let Some(mut orphan) = orphans.pop() {
+            orphan.own_children().dismantle(|child| orphans.push(child));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::contract::{owner, seed};
+
+    #[test]
+    fn an_edit_without_snapshot_copies_nothing() {
+        let mut tree = Tree::new(owner(0));
+        let path = Path::known("/a");
+        tree.add(path.as_ref(), seed(b""));
+        let address = |tree: &Tree| Rc::as_ptr(&tree.branch(path.as_ref()).unwrap().0);
+        let before = address(&tree);
+        tree.get_mut(path.as_ref()).unwrap().generation = Generation(7);
+        assert_eq!(address(&tree), before);
+    }
+
+    #[test]
+    fn the_deepest_tree_is_dropped_on_a_small_stack() {
+        let deep = || {
+            let mut tree = Tree::new(owner(0));
+            let mut path = Path::known("/");
+            for _ in 0..1535 {
+                path = path.as_ref().join("x");
+                tree.add(path.as_ref(), seed(b""));
+            }
+            let snapshot = tree.clone();
+            drop(tree);
+            drop(snapshot);
+        };
+        let small = std::thread::Builder::new().stack_size(64 * 1024);
+        small.spawn(deep).unwrap().join().unwrap();
+    }
+}
