@@ -1,4 +1,9 @@
 //! Plays every text in `transcripts/` on the core: `Server` between byte queues, with domains from a table.
+#![expect(
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test that goes wrong here should stop at once"
+)]
 
 mod machine;
 mod transcript;
