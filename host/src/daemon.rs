@@ -114,8 +114,13 @@ impl Daemon {
         if self.server.poll_timeout().is_some_and(|due| due <= now) {
             self.server.handle_timeout(now);
         }
-        for conn in std::mem::take(&mut self.active) {
+        let mut active = std::mem::take(&mut self.active);
+        for conn in active.drain(..) {
             self.attend(conn, Client::receive);
+        }
+        if self.active.is_empty() {
+            // Its memory is used again.
+            self.active = active;
         }
         let mut progress = self.server.run(now, TURN_BUDGET);
         while let Some(action) = self.server.poll_action() {
@@ -255,12 +260,16 @@ impl Client {
     /// Sends what waits, as far as the socket takes it.
     fn send(&mut self, server: &mut Server, _: &mut [u8]) -> Result<(), Gone> {
         loop {
-            let [header, payload] = server.poll_message(self.conn).map(IoSlice::new);
-            if header.is_empty() && payload.is_empty() {
+            let pieces = server.poll_message(self.conn);
+            if pieces.iter().all(|piece| piece.is_empty()) {
                 return Ok(());
             }
-            match self.stream.write_vectored(&[header, payload]) {
-                Ok(sent) => server.consume_output(self.conn, sent),
+            match self.stream.write_vectored(&pieces.map(IoSlice::new)) {
+                Ok(sent) => {
+                    if !server.consume_output(self.conn, sent) {
+                        return Ok(());
+                    }
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(_) => return Err(Gone),

@@ -105,9 +105,11 @@ impl<S: Storage> Connections<S> {
         self.places.remove(conn.0)?
     }
 
-    /// How many there are.
-    pub(crate) fn count(&self) -> usize {
-        self.places.values().flatten().count()
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Connection<S>> {
+        self.places
+            .values()
+            .flatten()
+            .map(|connection| &**connection)
     }
 }
 

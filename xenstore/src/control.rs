@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use crate::answer::Answer;
 use crate::connection::Connection;
-use crate::domain::{Domain, Usage};
+use crate::domain::Domain;
 use crate::ids::DomId;
 use crate::lifecycle::parse_domid;
 use crate::privilege::Privileged;
@@ -124,21 +124,20 @@ fn memreport<S: Storage>(
     if !parameters.is_empty() {
         return Err(Errno::EINVAL);
     }
-    let sum = |part: fn(&Usage) -> u64| -> u64 {
-        server
-            .domains
-            .iter()
-            .map(|domain| part(&domain.usage))
-            .sum()
-    };
+    let (mut domains, mut nodes, mut node_bytes) = (0_usize, 0_u64, 0_u64);
+    for domain in server.domains.iter() {
+        domains = domains.saturating_add(1);
+        nodes = nodes.saturating_add(domain.usage.nodes);
+        node_bytes = node_bytes.saturating_add(domain.usage.node_bytes);
+    }
+    let (mut connections, mut watches, mut bytes) = (0_usize, 0_u64, 0_u64);
+    for connection in server.connections.iter() {
+        connections = connections.saturating_add(1);
+        watches = watches.saturating_add(connection.watches);
+        bytes = bytes.saturating_add(connection.footprint());
+    }
     Ok(format!(
-        "domains: {}\nnodes: {} in {} bytes\nwatches: {}\nconnections: {} in {} bytes\n",
-        server.domains.iter().count(),
-        sum(|usage| usage.nodes),
-        sum(|usage| usage.node_bytes),
-        sum(|usage| usage.watches),
-        server.connections.count(),
-        sum(|usage| usage.connection_bytes),
+        "domains: {domains}\nnodes: {nodes} in {node_bytes} bytes\nwatches: {watches}\nconnections: {connections} in {bytes} bytes\n"
     ))
 }
 
@@ -241,15 +240,14 @@ fn used<S: Storage>(server: &Server<S>, domain: &Domain, quota: Quota) -> u64 {
     let connection = domain
         .connection
         .and_then(|conn| server.connections.get(conn));
-    let count = |part: fn(&Connection<S>) -> usize| {
-        u64::try_from(connection.map_or(0, part)).unwrap_or(u64::MAX)
-    };
+    let count = |items: usize| u64::try_from(items).unwrap_or(u64::MAX);
+    let of = |part: fn(&Connection<S>) -> u64| connection.map_or(0, part);
     match quota {
         Quota::Nodes => domain.usage.nodes,
-        Quota::Watches => domain.usage.watches,
-        Quota::Memory => domain.usage.memory(),
-        Quota::Outstanding => count(|connection| connection.outstanding.len()),
-        Quota::Transactions => count(|connection| connection.transactions.len()),
+        Quota::Watches => of(|connection| connection.watches),
+        Quota::Memory => of(Connection::footprint).saturating_add(domain.usage.node_bytes),
+        Quota::Outstanding => connection.map_or(0, |own| count(own.outstanding.len())),
+        Quota::Transactions => connection.map_or(0, |own| count(own.transactions.len())),
         _ => 0,
     }
 }

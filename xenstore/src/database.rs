@@ -16,7 +16,8 @@ use crate::memory::{self, Supply};
 use crate::path::{Components, NamedPath, PathRef};
 use crate::quota::{Quota, Quotas, within};
 use crate::run::fits;
-use crate::storage::{Key, Map, Node, Storage, Value, Weigh, listed_size};
+use crate::storage::{Node, Storage, Value, listed_size};
+use crate::touched::Touched;
 use crate::watch::Watches;
 use crate::wire::{Errno, Kind, decimal, exactly, one, strings};
 
@@ -57,6 +58,8 @@ pub(crate) struct Setting<'a> {
     /// The client as one who asks.
     pub(crate) subject: Subject,
     pub(crate) supply: Supply,
+    /// Bytes that the client has besides its nodes.
+    pub(crate) held: u64,
     /// Whose home relative paths lie in.
     pub(crate) home: DomId,
     /// Domids that the host was asked for and knows no domain of.
@@ -74,21 +77,17 @@ pub(crate) struct Work<'a, 's, S: Storage> {
     pub(crate) touched: Option<&'a mut Touched>,
 }
 
-/// The nodes that a transaction has read or changed, as quota `transaction-nodes` counts.
-#[derive(Default)]
-pub(crate) struct Touched {
-    /// With how many were touched before it.
-    paths: Map<Key, Order>,
-    /// There were more than allowed: the transaction can only be ended.
-    pub(crate) overflowed: bool,
-}
-
 impl Setting<'_> {
     pub(crate) fn limit(&self, quota: Quota) -> u32 {
         if self.subject.privileged {
             return 0;
         }
         self.quotas.of(&self.client.overrides, quota)
+    }
+
+    /// Bytes that the client has, as quota `memory` counts.
+    pub(crate) fn used(&self) -> u64 {
+        self.client.usage.node_bytes.saturating_add(self.held)
     }
 
     /// Whether the client may have `after` bytes.
@@ -163,7 +162,7 @@ impl<S: Storage> Work<'_, '_, S> {
             let grown = value.len().saturating_sub(node.value.as_bytes().len());
             self.check_size(size)?;
             self.check_memory(u64::try_from(grown).unwrap_or(u64::MAX))?;
-            self.edit().write(path, Value::new(value));
+            self.edit().write(path, value);
         } else {
             let plan = self.plan(node, missing, value)?;
             self.create(path, plan, value)?;
@@ -329,12 +328,7 @@ impl<S: Storage> Work<'_, '_, S> {
 
     fn check_memory(&self, added: u64) -> Result<(), Errno> {
         let pending = self.effects.charge_of(self.subject().incarnation);
-        let used = self
-            .setting
-            .client
-            .usage
-            .memory()
-            .saturating_add_signed(pending.bytes);
+        let used = self.setting.used().saturating_add_signed(pending.bytes);
         if added == 0 {
             return Ok(());
         }
@@ -403,39 +397,6 @@ impl<S: Storage> Work<'_, '_, S> {
 struct Plan {
     acl: Rc<Acl>,
     levels: usize,
-}
-
-impl Touched {
-    fn add(&mut self, path: PathRef<'_>, limit: u32) -> Result<(), Errno> {
-        if self.paths.get(Key::order(path.as_str())).is_some() {
-            return Ok(());
-        }
-        let before = self.paths.len();
-        let count = u64::try_from(before).unwrap_or(u64::MAX);
-        if !within(count.saturating_add(1), limit) {
-            self.overflowed = true;
-            return Err(Errno::ENOSPC);
-        }
-        let key = Key::new(path.as_str().into());
-        self.paths.insert(key, Order(before));
-        Ok(())
-    }
-
-    /// How many nodes were touched before this one.
-    pub(crate) fn order(&self, path: PathRef<'_>) -> usize {
-        let order = self.paths.get(Key::order(path.as_str()));
-        order.map_or(usize::MAX, |order| order.0)
-    }
-}
-
-/// A place in the order of first use.
-#[derive(Clone)]
-struct Order(usize);
-
-impl Weigh for Order {
-    fn weight(&self) -> usize {
-        0
-    }
 }
 
 /// Whether a request reads or changes nodes, so that it can be part of a transaction.

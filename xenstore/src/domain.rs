@@ -32,24 +32,14 @@ pub(crate) struct Domain {
     pub(crate) estates: BTreeSet<Path>,
 }
 
-/// What a domain has now. Each charge belongs to the object it pays for; the sum over objects equals the counter.
+/// The nodes that a domain has now; what its connection has is counted there. Each charge belongs to the node it pays for; the sum over
+/// nodes equals the counter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Usage {
     /// Nodes that it owns.
     pub(crate) nodes: u64,
     /// Bytes of those nodes.
     pub(crate) node_bytes: u64,
-    /// Watches of its connection.
-    pub(crate) watches: u64,
-    /// Bytes of watches, transactions and messages of its connection.
-    pub(crate) connection_bytes: u64,
-}
-
-impl Usage {
-    /// All bytes that count against quota `memory`.
-    pub(crate) fn memory(&self) -> u64 {
-        self.node_bytes.saturating_add(self.connection_bytes)
-    }
 }
 
 /// All known domains.
@@ -185,8 +175,7 @@ impl Domain {
     }
 
     /// Logs once that it uses more than `soft` bytes (quota `soft-memory`); again when it did so after using less.
-    pub(crate) fn warn_of_memory(&mut self, soft: u32) {
-        let memory = self.usage.memory();
+    pub(crate) fn warn_of_memory(&mut self, memory: u64, soft: u32) {
         let exceeds = !within(memory, soft);
         if mem::replace(&mut self.told_memory, exceeds) != exceeds && exceeds {
             let domid = self.incarnation.domid;

@@ -3,7 +3,6 @@
 //! A request edits the store's tree, a transaction its private one; either way the effects are taken as a whole, when the change becomes
 //! the store's, and dropped as a whole otherwise.
 
-use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 
@@ -11,6 +10,7 @@ use crate::acl::{Acl, Incarnation};
 use crate::ids::Generation;
 use crate::path::{Path, PathRef};
 use crate::storage::{Branch, Leaf, Seed, Storage, Tree, Value};
+use crate::touched::Touched;
 use crate::watch::Watches;
 
 /// Bytes that a node costs before its name, value and permissions: the node, its place in its parent and the allocator's share.
@@ -99,31 +99,28 @@ impl<S: Storage> Effects<S> {
     }
 
     /// Makes one change of all changes to a node: what lay between `before` and `after` was never seen. They are told in the order in
-    /// which the nodes were first `accessed`.
+    /// which the nodes were first `touched`.
     ///
-    /// A node that was both cut off and changed counts as cut off; one that is in neither tree does not count.
-    pub(crate) fn settle(
-        &mut self,
-        before: &S,
-        after: &S,
-        accessed: impl Fn(PathRef<'_>) -> usize,
-    ) {
-        let mut first: BTreeMap<Path, usize> = BTreeMap::new();
-        let mut settled: Vec<Change<S>> = Vec::new();
+    /// A node that was both cut off and changed counts as cut off; one that is in neither tree does not count. Whatever was changed was touched.
+    pub(crate) fn settle(&mut self, before: &S, after: &S, touched: &Touched) {
+        let mut settled: Vec<Option<Change<S>>> = Vec::new();
+        settled.resize_with(touched.len(), || None);
         for change in self.changes.drain(..) {
-            if let Some(earlier) = first.get(&change.path).and_then(|at| settled.get_mut(*at)) {
-                earlier.removed |= change.removed;
-                continue;
-            }
             let path = change.path.as_ref();
-            let old = before.branch(path).map(Old::Branch);
-            if old.is_some() || after.get(path).is_some() {
-                first.insert(change.path.clone(), settled.len());
-                settled.push(Change { old, ..change });
+            let place = touched.order(path).and_then(|at| settled.get_mut(at));
+            match place {
+                Some(Some(earlier)) => earlier.removed |= change.removed,
+                Some(place) => {
+                    let old = before.branch(path).map(Old::Branch);
+                    *place = Some(Change { old, ..change });
+                }
+                None => {}
             }
         }
-        settled.sort_by_key(|change| accessed(change.path.as_ref()));
-        self.changes = settled;
+        let is_seen =
+            |change: &Change<S>| change.old.is_some() || after.get(change.path.as_ref()).is_some();
+        self.changes
+            .extend(settled.into_iter().flatten().filter(is_seen));
     }
 
     fn charge(&mut self, owner: Incarnation, nodes: i64, bytes: i64) {
@@ -191,14 +188,14 @@ impl<S: Storage> Editor<'_, S> {
     }
 
     /// Replaces the value of a node that exists.
-    pub(crate) fn write(&mut self, path: PathRef<'_>, value: Value) {
+    pub(crate) fn write(&mut self, path: PathRef<'_>, value: &[u8]) {
         let generation = self.next();
         let Some(node) = self.nodes.get_mut(path) else {
             return;
         };
-        let size = |value: &Value| i64::try_from(value.as_bytes().len()).unwrap_or(i64::MAX);
-        let grown = size(&value).saturating_sub(size(&node.value));
-        node.value = value;
+        let size = |value: &[u8]| i64::try_from(value.len()).unwrap_or(i64::MAX);
+        let grown = size(value).saturating_sub(size(node.value.as_bytes()));
+        node.value.set(value);
         node.generation = generation;
         self.effects.charge(node.acl.owner(), 0, grown);
         self.told(path, false, None);

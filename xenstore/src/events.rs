@@ -2,13 +2,13 @@
 
 use alloc::format;
 use alloc::rc::Rc;
-use alloc::vec::Vec;
 use core::mem;
 
-use crate::acl::{Acl, Right, Subject};
+use crate::acl::{Acl, Right};
+use crate::connection::Connection;
 use crate::effects::{Change, Old};
 use crate::ids::{ConnId, DomId};
-use crate::output::Event;
+use crate::output::{Event, EventText};
 use crate::path::{Components, Path, PathRef};
 use crate::run::fits;
 use crate::server::Server;
@@ -37,21 +37,33 @@ impl<S: Storage> Server<S> {
         }
         let telling = self.telling(change);
         for (id, distance) in watches {
-            let Some((watch, subject)) = self.watcher(id) else {
-                continue;
-            };
-            let mut telling = telling.iter().flatten();
-            if watch.reaches(distance) && telling.any(|acl| acl.allows(&subject, Right::Read)) {
-                let payload = watch.event(change.path.as_ref());
-                self.send(watch.connection, id, payload, false);
+            if let Some(watch) = self.watches.get(id)
+                && watch.reaches(distance)
+                && self.may_hear(watch.connection, telling.iter().flatten())
+            {
+                self.send(id, &change.path, false);
             }
         }
+    }
+
+    /// Whether one of these lists lets the client of a connection read.
+    fn may_hear<'a>(&self, conn: ConnId, mut telling: impl Iterator<Item = &'a Rc<Acl>>) -> bool {
+        let Some(connection) = self.connections.get(conn) else {
+            return false;
+        };
+        if connection.privileged {
+            return telling.next().is_some();
+        }
+        self.domains
+            .alive(connection.incarnation)
+            .map(|domain| self.domains.subject(domain))
+            .is_some_and(|subject| telling.any(|acl| acl.allows(&subject, Right::Read)))
     }
 
     /// Of a node that was cut off with one above it, only watches on itself hear.
     fn tell_below(&mut self, path: PathRef<'_>, removed: &S::Branch) {
         for (id, way) in self.watches.below(path) {
-            let Some((watch, subject)) = self.watcher(id) else {
+            let Some(watch) = self.watches.get(id) else {
                 continue;
             };
             let Some(acl) = removed.acl(Components::of(&way)) else {
@@ -59,10 +71,9 @@ impl<S: Storage> Server<S> {
             };
             let above = way.rsplit_once('/').map_or("", |(above, _)| above);
             let parent = removed.acl(Components::of(above));
-            let mut telling = [Some(acl), parent].into_iter().flatten();
-            if telling.any(|acl| acl.allows(&subject, Right::Read)) {
-                let payload = watch.event(watch.path.as_ref());
-                self.send(watch.connection, id, payload, false);
+            if self.may_hear(watch.connection, [Some(acl), parent].into_iter().flatten()) {
+                let path = watch.path.clone();
+                self.send(id, &path, false);
             }
         }
     }
@@ -113,21 +124,19 @@ impl<S: Storage> Server<S> {
         wanted: impl Fn(&Watch) -> bool,
     ) {
         let node = self.store.nodes.get(special);
-        if let Some((watch, subject)) = self.watcher(id)
+        if let Some(watch) = self.watches.get(id)
             && wanted(watch)
-            && node.is_some_and(|node| node.acl.allows(&subject, Right::Read))
+            && self.may_hear(watch.connection, node.map(|node| &node.acl).into_iter())
         {
-            let payload = watch.event(shown.as_ref());
-            self.send(watch.connection, id, payload, true);
+            self.send(id, shown, true);
         }
     }
 
     /// The first event of a watch, which follows its registration whatever it may read.
     pub(crate) fn tell_first(&mut self, id: WatchId) {
         if let Some(watch) = self.watches.get(id) {
-            let path = watch.path.as_ref();
-            let payload = watch.event(path);
-            self.send(watch.connection, id, payload, path.is_special());
+            let path = watch.path.clone();
+            self.send(id, &path, path.as_ref().is_special());
         }
     }
 
@@ -143,25 +152,37 @@ impl<S: Storage> Server<S> {
     }
 
     /// Queues an event. One too long for a message is dropped; of one without room, its watch is told later.
-    fn send(&mut self, conn: ConnId, watch: WatchId, payload: Vec<u8>, repeats: bool) {
-        if !fits(payload.len()) {
+    fn send(&mut self, id: WatchId, path: &Path, repeats: bool) {
+        let Some(watch) = self.watches.get(id) else {
+            return;
+        };
+        let text = EventText {
+            path: path.clone(),
+            from: watch.shown_from(path.as_ref()),
+            token: watch.token.clone(),
+        };
+        let conn = watch.connection;
+        if !fits(text.len()) {
             return;
         }
-        let has_room = self.has_room(conn);
+        let Some(has_room) = self.connections.get(conn).map(|to| self.has_room(conn, to)) else {
+            return;
+        };
         let Some(connection) = self.connections.get_mut(conn) else {
             return;
         };
         if !has_room {
-            connection.lost.insert(watch);
+            connection.lost.insert(id);
             return;
         }
+        let privileged = connection.privileged;
         let event = Event {
-            watch,
-            payload,
+            watch: id,
+            text,
             queued: self.now,
             cause: self.cause,
             repeats,
-            is_counted: !connection.privileged,
+            is_counted: !privileged,
         };
         let Some(bytes) = connection.output.event(event) else {
             return;
@@ -170,31 +191,22 @@ impl<S: Storage> Server<S> {
             self.ready.push_back(conn);
         }
         self.events = self.events.wrapping_add(1);
-        if self.cause.is_some() {
-            self.charge_cause(bytes);
-        } else {
+        self.charge_cause(bytes);
+        if !privileged {
             self.account(conn);
+            self.set_deadline(conn);
         }
-        self.set_deadline(conn);
     }
 
     /// Whether one more event of the present source may wait for a client: the privileged one's always, others' while the source has
     /// a share of the queue left, and memory to pay with (hostility.md R21, R22). An empty queue has room for one: what is lost is told
     /// when the queue is empty again, so there must be something in it.
-    fn has_room(&self, conn: ConnId) -> bool {
-        let Some(connection) = self.connections.get(conn) else {
-            return false;
-        };
+    fn has_room(&self, conn: ConnId, connection: &Connection<S>) -> bool {
         if connection.privileged || connection.output.is_empty() {
             return true;
         }
         let source = self.cause.map(|cause| cause.connection);
         connection.output.events_from(source) < EVENTS_MAX
             && self.check_memory(source.unwrap_or(conn), 0).is_ok()
-    }
-
-    fn watcher(&self, id: WatchId) -> Option<(&Watch, Subject)> {
-        let watch = self.watches.get(id)?;
-        Some((watch, self.subject(watch.connection)?))
     }
 }

@@ -45,6 +45,7 @@ mod server;
 mod storage;
 mod store;
 mod time;
+mod touched;
 mod trace;
 mod transaction;
 mod upkeep;

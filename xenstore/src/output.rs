@@ -4,9 +4,10 @@ use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 
 use crate::ids::ConnId;
+use crate::path::Path;
 use crate::storage::{Value, digest_bytes};
 use crate::time::Instant;
-use crate::watch::WatchId;
+use crate::watch::{Token, WatchId};
 use crate::wire::{HEADER_SIZE, Header, Kind};
 
 /// Bytes that a waiting message costs besides its payload.
@@ -29,7 +30,7 @@ pub(crate) struct Debt {
 /// An event on its way to a watcher.
 pub(crate) struct Event {
     pub(crate) watch: WatchId,
-    pub(crate) payload: Vec<u8>,
+    pub(crate) text: EventText,
     pub(crate) queued: Instant,
     /// The unprivileged request that made it, if one did.
     pub(crate) cause: Option<Cause>,
@@ -67,19 +68,53 @@ pub(crate) enum Payload {
     Fixed(&'static str),
     Bytes(Vec<u8>),
     Value(Value),
+    Event(EventText),
+}
+
+/// What an event says: where something changed, and to which watch. Nothing of it is copied.
+#[derive(Clone)]
+pub(crate) struct EventText {
+    pub(crate) path: Path,
+    /// Where in the path begins what is shown.
+    pub(crate) from: usize,
+    pub(crate) token: Token,
+}
+
+impl EventText {
+    fn pieces(&self) -> [&[u8]; 2] {
+        let shown = self.path.as_str().as_bytes().get(self.from..);
+        [shown.unwrap_or_default(), self.token.framed()]
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        let [shown, token] = self.pieces();
+        shown.len().saturating_add(token.len())
+    }
+
+    fn is_equal(&self, other: &Self) -> bool {
+        self.token.digest() == other.token.digest() && self.pieces() == other.pieces()
+    }
+
+    /// The same for equal texts, and seldom for others.
+    fn digest(&self) -> u64 {
+        let [shown, _] = self.pieces();
+        digest_bytes(shown).rotate_left(1) ^ self.token.digest()
+    }
 }
 
 impl Payload {
-    pub(crate) fn as_bytes(&self) -> &[u8] {
+    pub(crate) fn pieces(&self) -> [&[u8]; 2] {
         match self {
-            Self::Fixed(text) => text.as_bytes(),
-            Self::Bytes(bytes) => bytes,
-            Self::Value(value) => value.as_bytes(),
+            Self::Fixed(text) => [text.as_bytes(), &[]],
+            Self::Bytes(bytes) => [bytes, &[]],
+            Self::Value(value) => [value.as_bytes(), &[]],
+            Self::Event(text) => text.pieces(),
         }
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.as_bytes().len()
+        let [first, second] = self.pieces();
+        first.len().saturating_add(second.len())
     }
 }
 
@@ -95,14 +130,22 @@ struct Message {
 struct Mark {
     watch: WatchId,
     queued: Instant,
-    /// Made of the payload; none in an event that repeats.
-    digest: Option<u64>,
+    /// It is told even if an equal one waits, and an equal one even if it waits.
+    repeats: bool,
 }
 
 impl Message {
     fn bytes(&self) -> u64 {
         let payload = u64::try_from(self.payload.len()).unwrap_or(u64::MAX);
         MESSAGE_BYTES.saturating_add(payload)
+    }
+
+    /// What an event says that is not told again while it waits.
+    fn told(&self) -> Option<&EventText> {
+        match (&self.payload, self.event) {
+            (Payload::Event(text), Some(mark)) if !mark.repeats => Some(text),
+            _ => None,
+        }
     }
 
     fn debt(&self) -> Option<Debt> {
@@ -144,13 +187,12 @@ impl Output {
 
     /// Queues an event, and gives the bytes that it costs; `None` if an equal one waits already (protocol.md section 8).
     pub(crate) fn event(&mut self, event: Event) -> Option<u64> {
-        let digest = (!event.repeats).then(|| digest_bytes(&event.payload));
-        if digest.is_some_and(|digest| self.is_told(digest, &event.payload)) {
+        if !event.repeats && self.events > 0 && self.is_told(&event.text) {
             return None;
         }
         let header = Header {
             kind: Kind::WatchEvent.number(),
-            len: u32::try_from(event.payload.len()).unwrap_or(u32::MAX),
+            len: u32::try_from(event.text.len()).unwrap_or(u32::MAX),
             ..Header::default()
         };
         if event.is_counted {
@@ -160,28 +202,26 @@ impl Output {
         let mark = Mark {
             watch: event.watch,
             queued: event.queued,
-            digest,
+            repeats: event.repeats,
         };
         let bytes = self.push(Message {
             header: header.encode(),
-            payload: Payload::Bytes(event.payload),
+            payload: Payload::Event(event.text),
             cause: event.cause,
             event: Some(mark),
         });
         self.events = self.events.saturating_add(1);
-        self.index_last(digest);
+        self.index_last();
         Some(bytes)
     }
 
     /// Whether an event that is equal, and not one that repeats, waits already.
-    fn is_told(&self, digest: u64, payload: &[u8]) -> bool {
-        let equal = |message: &Message| {
-            let marked = message.event.and_then(|mark| mark.digest);
-            marked == Some(digest) && message.payload.as_bytes() == payload
-        };
+    fn is_told(&self, text: &EventText) -> bool {
+        let equal = |message: &Message| message.told().is_some_and(|told| told.is_equal(text));
         let Some(told) = &self.told else {
-            return self.events > 0 && self.messages.iter().any(equal);
+            return self.messages.iter().any(equal);
         };
+        let digest = text.digest();
         let alike = told.range((digest, 0)..=(digest, u64::MAX));
         alike
             .filter_map(|(_, number)| {
@@ -192,37 +232,37 @@ impl Output {
     }
 
     /// Notes the last message among those that are told; all of them when they become too many to be looked through.
-    fn index_last(&mut self, digest: Option<u64>) {
+    fn index_last(&mut self) {
         let behind = u64::try_from(self.messages.len()).unwrap_or(u64::MAX);
         let number = self.first.wrapping_add(behind.saturating_sub(1));
         match &mut self.told {
-            Some(told) => told.extend(digest.map(|digest| (digest, number))),
+            Some(told) => {
+                let last = self.messages.back().and_then(Message::told);
+                told.extend(last.map(|text| (text.digest(), number)));
+            }
             None if self.events > FEW_EVENTS => self.index_all(),
             None => {}
         }
     }
 
     fn index_all(&mut self) {
-        let digests = self
-            .messages
-            .iter()
-            .map(|message| message.event.and_then(|mark| mark.digest));
-        let numbers = (self.first..).zip(digests);
-        let told = numbers.filter_map(|(number, digest)| Some((digest?, number)));
+        let numbers = (self.first..).zip(&self.messages);
+        let told = numbers.filter_map(|(number, message)| Some((message.told()?.digest(), number)));
         self.told = Some(told.collect());
     }
 
-    /// The next bytes to send, of one message: what is left of its header, and of its payload.
-    pub(crate) fn front(&self) -> [&[u8]; 2] {
+    /// The next bytes to send, of one message: what is left of its header and of its payload.
+    pub(crate) fn front(&self) -> [&[u8]; 3] {
         let Some(message) = self.messages.front() else {
-            return [&[], &[]];
+            return [&[]; 3];
         };
-        let payload = message.payload.as_bytes();
-        let sent = self.sent.saturating_sub(HEADER_SIZE);
-        [
-            message.header.get(self.sent..).unwrap_or_default(),
-            payload.get(sent..).unwrap_or_default(),
-        ]
+        let [first, second] = message.payload.pieces();
+        let mut sent = self.sent;
+        [&message.header[..], first, second].map(|piece| {
+            let rest = piece.get(sent..).unwrap_or_default();
+            sent = sent.saturating_sub(piece.len());
+            rest
+        })
     }
 
     /// Counts bytes of [`Output::front`] as sent; gives the debt of a message that is gone with them.
@@ -236,11 +276,10 @@ impl Output {
         let message = self.messages.pop_front()?;
         let number = self.first;
         self.first = self.first.wrapping_add(1);
-        if let Some(mark) = message.event
-            && let Some(digest) = mark.digest
-            && let Some(told) = &mut self.told
+        if let Some(told) = &mut self.told
+            && let Some(text) = message.told()
         {
-            told.remove(&(digest, number));
+            told.remove(&(text.digest(), number));
         }
         self.forget(&message)
     }
@@ -322,9 +361,18 @@ mod tests {
     use super::*;
 
     fn event(payload: &str, repeats: bool) -> Event {
+        let (path, token) = payload
+            .strip_suffix('\0')
+            .unwrap()
+            .split_once('\0')
+            .unwrap();
         Event {
             watch: WatchId::default(),
-            payload: payload.as_bytes().to_vec(),
+            text: EventText {
+                path: Path::known(path),
+                from: 0,
+                token: Token::new(token.as_bytes()),
+            },
             queued: Instant(0),
             cause: None,
             repeats,

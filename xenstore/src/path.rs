@@ -228,30 +228,35 @@ impl<'a> Iterator for Components<'a> {
 
 /// Whether a path as written has only allowed characters, no empty component, and no `/` at its end but that of `/` itself.
 fn is_well_formed(written: &[u8]) -> bool {
-    let mut last = 0;
+    let (mut faults, mut last) = (0, 0);
     for byte in written {
-        let allowed = PATH_BYTES.get(usize::from(*byte)).copied();
-        if !allowed.unwrap_or_default() || (*byte == b'/' && last == b'/') {
-            return false;
-        }
-        last = *byte;
+        let class = PATH_BYTES.get(usize::from(*byte)).copied();
+        let class = class.unwrap_or(FORBIDDEN);
+        faults |= (class & FORBIDDEN) | (class & last);
+        last = class;
     }
-    last != 0 && (last != b'/' || written.len() == 1)
+    faults == 0 && !written.is_empty() && (last != SLASH || written.len() == 1)
 }
 
-/// Which bytes a path may have.
+/// A class of bytes: none that a path may have.
+const FORBIDDEN: u8 = 2;
+/// A class of bytes: what stands between names.
+const SLASH: u8 = 1;
+
+/// The class of each byte; 0 of those that names may have.
 #[expect(
     clippy::indexing_slicing,
     reason = "a byte is an index of 256 places, and a constant is made before anything runs"
 )]
-const PATH_BYTES: [bool; 256] = {
-    let mut allowed = [false; 256];
-    let mut rest: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-/_@";
+const PATH_BYTES: [u8; 256] = {
+    let mut classes = [FORBIDDEN; 256];
+    let mut rest: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_@";
     while let [byte, more @ ..] = rest {
-        allowed[*byte as usize] = true;
+        classes[*byte as usize] = 0;
         rest = more;
     }
-    allowed
+    classes[b'/' as usize] = SLASH;
+    classes
 };
 
 fn exceeds(path: &str, limit: u32) -> bool {

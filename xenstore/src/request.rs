@@ -16,7 +16,7 @@ use crate::quota::{Quota, within};
 use crate::server::Server;
 use crate::storage::Storage;
 use crate::transaction::{Transaction, Transactions};
-use crate::watch::{Watch, Watches};
+use crate::watch::{Token, Watch, Watches};
 use crate::wire::{Errno, Kind, decimal, exactly, one, strings};
 
 impl<S: Storage> Server<S> {
@@ -60,40 +60,31 @@ impl<S: Storage> Server<S> {
         kind: Kind,
         payload: &[u8],
     ) -> Result<Answer, Refusal> {
-        let mut effects = mem::take(&mut self.effects);
-        let answer =
-            self.with_setting(
-                conn,
-                |setting, transactions, nodes, watches| match transaction {
-                    Some(id) => transactions.execute(id, setting, kind, payload),
-                    None => Work {
-                        setting,
-                        nodes,
-                        effects: &mut effects,
-                        watches: Some(watches),
-                        touched: None,
-                    }
-                    .execute(kind, payload),
-                },
-            );
-        if !effects.is_empty() {
+        let answer = self.with_setting(conn, |setting, place| match transaction {
+            Some(id) => place.transactions.execute(id, setting, kind, payload),
+            None => Work {
+                setting,
+                nodes: place.nodes,
+                effects: place.effects,
+                watches: Some(place.watches),
+                touched: None,
+            }
+            .execute(kind, payload),
+        })?;
+        if !self.effects.is_empty() {
+            let mut effects = mem::take(&mut self.effects);
             self.commit(&mut effects);
+            effects.clear();
+            self.effects = effects;
         }
-        effects.clear();
-        self.effects = effects;
-        answer
+        Ok(answer)
     }
 
-    /// Does `work` with what a connection's requests run with, on its transactions and the store's nodes.
+    /// Does `work` with what a connection's requests run with.
     fn with_setting<T>(
         &mut self,
         conn: ConnId,
-        work: impl FnOnce(
-            &mut Setting<'_>,
-            &mut Transactions<S>,
-            &mut S,
-            &Watches,
-        ) -> Result<T, Refusal>,
+        work: impl FnOnce(&mut Setting<'_>, Place<'_, S>) -> Result<T, Refusal>,
     ) -> Result<T, Refusal> {
         let connection = self.connections.get_mut(conn).ok_or(Errno::EIO)?;
         let client = self
@@ -107,15 +98,17 @@ impl<S: Storage> Server<S> {
             client,
             subject: self.domains.subject(client),
             supply: self.supply,
+            held: connection.footprint(),
             home: connection.home,
             absent: &connection.absent,
         };
-        work(
-            &mut setting,
-            &mut connection.transactions,
-            &mut self.store.nodes,
-            &self.watches,
-        )
+        let place = Place {
+            transactions: &mut connection.transactions,
+            nodes: &mut self.store.nodes,
+            effects: &mut self.effects,
+            watches: &self.watches,
+        };
+        work(&mut setting, place)
     }
 
     fn start_transaction(
@@ -151,11 +144,11 @@ impl<S: Storage> Server<S> {
             _ => return Err(Errno::EINVAL.into()),
         };
         let id = transaction.ok_or(Errno::ENOENT)?;
-        let mut effects = self.with_setting(conn, |setting, transactions, nodes, _| {
+        let mut effects = self.with_setting(conn, |setting, place| {
             if commit {
-                transactions.commit(id, setting, nodes)
+                place.transactions.commit(id, setting, place.nodes)
             } else {
-                transactions.remove(id).ok_or(Errno::ENOENT)?;
+                place.transactions.remove(id).ok_or(Errno::ENOENT)?;
                 Ok(Effects::default())
             }
         })?;
@@ -179,7 +172,7 @@ impl<S: Storage> Server<S> {
             connection: conn,
             relative_to: is_relative(written).then_some(self.home(conn)?),
             path,
-            token: token.into(),
+            token: Token::new(token),
             depth,
         };
         self.add_watch(watch)?;
@@ -189,12 +182,12 @@ impl<S: Storage> Server<S> {
     fn add_watch(&mut self, watch: Watch) -> Result<(), Errno> {
         let conn = watch.connection;
         let count = self.limit(conn, Quota::Watches);
-        let domain = self.client(conn).ok_or(Errno::EIO)?;
+        let connection = self.connections.get(conn).ok_or(Errno::EIO)?;
         let bytes = watch.footprint();
         if self.watches.has(&watch) {
             return Err(Errno::EEXIST);
         }
-        if !within(domain.usage.watches.saturating_add(1), count) {
+        if !within(connection.watches.saturating_add(1), count) {
             return Err(Errno::ENOSPC);
         }
         self.check_memory(conn, bytes)?;
@@ -247,6 +240,14 @@ impl<S: Storage> Server<S> {
         self.client(conn)
             .is_some_and(|domain| domain.features.has(feature))
     }
+}
+
+/// What the requests of a connection work on.
+struct Place<'a, S: Storage> {
+    transactions: &'a mut Transactions<S>,
+    nodes: &'a mut S,
+    effects: &'a mut Effects<S>,
+    watches: &'a Watches,
 }
 
 /// Whether a client may send this type at all.

@@ -156,7 +156,7 @@ impl<S: Storage> Server<S> {
             ..header
         };
         if self.traces {
-            self.trace_reply(conn, header.kind, payload.as_bytes());
+            self.trace_reply(conn, header.kind, payload.pieces().concat().as_slice());
         }
         if let Some(connection) = self.connections.get_mut(conn) {
             connection.absent.clear();

@@ -318,36 +318,41 @@ impl<S: Storage> Server<S> {
     /// The next bytes for a connection's client; none if nothing waits.
     #[must_use]
     pub fn poll_output(&self, conn: ConnId) -> &[u8] {
-        match self.poll_message(conn) {
-            [[], payload] => payload,
-            [header, _] => header,
-        }
+        let pieces = self.poll_message(conn);
+        let next = pieces.into_iter().find(|piece| !piece.is_empty());
+        next.unwrap_or_default()
     }
 
-    /// All that is left of the next message for a connection's client, in two pieces, for hosts that can send two at a time.
+    /// All that is left of the next message for a connection's client, in pieces, for hosts that can send several at a time.
     #[must_use]
-    pub fn poll_message(&self, conn: ConnId) -> [&[u8]; 2] {
+    pub fn poll_message(&self, conn: ConnId) -> [&[u8]; 3] {
         match self.connections.get(conn) {
             Some(connection) if !connection.stopped => connection.output.front(),
-            _ => [&[], &[]],
+            _ => [&[]; 3],
         }
     }
 
-    /// Bytes of [`Server::poll_output`] or [`Server::poll_message`] that were sent.
-    pub fn consume_output(&mut self, conn: ConnId, sent: usize) {
+    /// Bytes of [`Server::poll_output`] or [`Server::poll_message`] that were sent; whether more wait.
+    pub fn consume_output(&mut self, conn: ConnId, sent: usize) -> bool {
         let Some(connection) = self.connections.get_mut(conn) else {
-            return;
+            return false;
         };
         let done = connection.output.advance(sent);
-        let lost = connection.output.is_empty() && !connection.lost.is_empty();
+        let mut more = !connection.output.is_empty();
+        let lost = !more && !connection.lost.is_empty();
+        let waits = connection.input.is_whole() && !connection.queued;
         if let Some(debt) = done {
             self.settle(debt);
         }
         if lost {
             self.tell_lost(conn);
+            more = true;
         }
         self.account(conn);
-        self.queue(conn);
+        if waits {
+            self.queue(conn);
+        }
+        more
     }
 
     /// The next thing that the host must do.

@@ -4,18 +4,18 @@
 //! requests run once more, on the store as it is now, and count if every answer is the same: then the client could not have told
 //! whether all of them ran just now, which is what strict serializability means. So only a read that mattered makes a conflict.
 
-use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::mem;
 
 use crate::answer::Answer;
-use crate::database::{Refusal, Setting, Touched, Work};
+use crate::database::{Refusal, Setting, Work};
 use crate::domain::{Domain, Domains};
 use crate::effects::Effects;
 use crate::ids::TxId;
 use crate::quota::{Quota, within};
 use crate::storage::Storage;
+use crate::touched::Touched;
 use crate::wire::{Errno, Kind};
 
 /// Requests that a transaction may hold for each node that it may touch (quota `transaction-nodes`): they all run again at a merge.
@@ -123,6 +123,8 @@ pub(crate) struct Transaction<S: Storage> {
     effects: Effects<S>,
     touched: Touched,
     kept: Vec<Kept>,
+    /// The payloads of the kept requests, one behind the other.
+    payloads: Vec<u8>,
     /// Bytes that it holds beyond what it shares with the store.
     bytes: u64,
     failed: bool,
@@ -133,7 +135,8 @@ pub(crate) struct Transaction<S: Storage> {
 /// A request and what it was answered.
 struct Kept {
     kind: Kind,
-    payload: Box<[u8]>,
+    /// Where its payload ends.
+    end: usize,
     answer: Result<Answer, Errno>,
 }
 
@@ -146,6 +149,7 @@ impl<S: Storage> Transaction<S> {
             effects: Effects::default(),
             touched: Touched::default(),
             kept: Vec::new(),
+            payloads: Vec::new(),
             bytes: 0,
             failed: false,
             deaths: domains.deaths(),
@@ -173,11 +177,7 @@ impl<S: Storage> Transaction<S> {
             Err(wait @ Refusal::Wait(_)) => return Err(wait),
         };
         self.failed |= self.touched.overflowed;
-        self.keep(Kept {
-            kind,
-            payload: payload.into(),
-            answer: answer.clone(),
-        });
+        self.keep(kind, payload, answer.clone());
         answer.map_err(Refusal::from)
     }
 
@@ -196,8 +196,7 @@ impl<S: Storage> Transaction<S> {
             self.rerun(setting, store)?;
         }
         self.check_nodes(setting)?;
-        self.effects
-            .settle(&self.base, &self.nodes, |path| self.touched.order(path));
+        self.effects.settle(&self.base, &self.nodes, &self.touched);
         *store = mem::replace(&mut self.nodes, self.base.clone());
         Ok(mem::take(&mut self.effects))
     }
@@ -213,8 +212,11 @@ impl<S: Storage> Transaction<S> {
             watches: None,
             touched: None,
         };
+        let mut start = 0;
         for kept in &self.kept {
-            match (work.execute(kept.kind, &kept.payload), &kept.answer) {
+            let payload = self.payloads.get(start..kept.end).unwrap_or_default();
+            start = kept.end;
+            match (work.execute(kept.kind, payload), &kept.answer) {
                 (Ok(now), Ok(then)) if now == *then => {}
                 (Err(Refusal::Errno(now)), Err(then)) if now == *then => {}
                 (Err(wait @ Refusal::Wait(_)), _) => return Err(wait),
@@ -249,7 +251,7 @@ impl<S: Storage> Transaction<S> {
     fn check_room(&mut self, setting: &Setting<'_>, payload: &[u8]) -> Result<(), Errno> {
         let nodes = u64::from(setting.limit(Quota::TransactionNodes));
         let count = u64::try_from(self.kept.len()).unwrap_or(u64::MAX);
-        let used = setting.client.usage.memory();
+        let used = setting.used();
         let added = u64::try_from(payload.len()).unwrap_or(u64::MAX);
         if nodes != 0 && count >= nodes.saturating_mul(REQUESTS_PER_NODE) {
             self.failed = true;
@@ -260,15 +262,16 @@ impl<S: Storage> Transaction<S> {
             .inspect_err(|_| self.failed = true)
     }
 
-    fn keep(&mut self, kept: Kept) {
-        let answer = kept.answer.as_ref().map_or(0, Answer::footprint);
+    fn keep(&mut self, kind: Kind, payload: &[u8], answer: Result<Answer, Errno>) {
         let bytes = KEPT_BYTES
-            .saturating_add(kept.payload.len())
-            .saturating_add(answer);
+            .saturating_add(payload.len())
+            .saturating_add(answer.as_ref().map_or(0, Answer::footprint));
         self.bytes = self
             .bytes
             .saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX));
-        self.kept.push(kept);
+        self.payloads.extend_from_slice(payload);
+        let end = self.payloads.len();
+        self.kept.push(Kept { kind, end, answer });
     }
 }
 

@@ -1,6 +1,6 @@
 //! What keeps connections and accounts in order, whichever method of the server is at work.
 
-use crate::acl::{Incarnation, Subject};
+use crate::acl::Incarnation;
 use crate::connection::Connection;
 use crate::domain::Domain;
 use crate::ids::ConnId;
@@ -30,11 +30,6 @@ impl<S: Storage> Server<S> {
     /// The domain of a connection.
     pub(crate) fn client(&self, conn: ConnId) -> Option<&Domain> {
         self.domains.alive(self.connections.get(conn)?.incarnation)
-    }
-
-    /// Who a connection asks as.
-    pub(crate) fn subject(&self, conn: ConnId) -> Option<Subject> {
-        self.client(conn).map(|domain| self.domains.subject(domain))
     }
 
     /// A limit of a connection's domain.
@@ -133,18 +128,15 @@ impl<S: Storage> Server<S> {
         }
     }
 
-    /// Brings the domain's account in line with what its connection holds.
+    /// Notes how much the domain of an unprivileged connection has, after that changed.
     pub(crate) fn account(&mut self, conn: ConnId) {
         if let Some(connection) = self.connections.get(conn)
+            && !connection.privileged
             && let Some(domain) = self.domains.alive_mut(connection.incarnation)
-            && domain.connection == Some(conn)
         {
-            domain.usage.connection_bytes = connection.footprint();
-            domain.usage.watches = connection.watches;
-            if connection.privileged {
-                return;
-            }
-            let memory = domain.usage.memory();
+            let memory = connection
+                .footprint()
+                .saturating_add(domain.usage.node_bytes);
             let count = |items: usize| u64::try_from(items).unwrap_or(u64::MAX);
             self.peaks.note(Quota::Memory, memory);
             self.peaks.note(Quota::Watches, connection.watches);
@@ -156,7 +148,7 @@ impl<S: Storage> Server<S> {
                 .settings
                 .quotas
                 .of(&domain.overrides, Quota::SoftMemory);
-            domain.warn_of_memory(soft);
+            domain.warn_of_memory(memory, soft);
         }
     }
 
@@ -175,7 +167,6 @@ impl<S: Storage> Server<S> {
         let limit = self.settings.event_timeout;
         if let Some(connection) = self.connections.get_mut(conn)
             && connection.deadline.is_none()
-            && !connection.privileged
             && !limit.is_zero()
             && let Some(oldest) = connection.output.oldest_event()
         {

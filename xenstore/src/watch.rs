@@ -12,7 +12,7 @@ use slotmap::{DefaultKey, SecondaryMap, SlotMap};
 
 use crate::ids::{ConnId, DomId};
 use crate::path::{Path, PathRef};
-use crate::storage::{Children, Map, Weigh, digest};
+use crate::storage::{Children, Map, Weigh, digest, digest_bytes};
 
 /// Bytes that a watch costs besides its path and token.
 const WATCH_BYTES: u64 = 256;
@@ -28,11 +28,43 @@ pub(crate) struct WatchId {
 pub(crate) struct Watch {
     pub(crate) connection: ConnId,
     pub(crate) path: Path,
-    pub(crate) token: Rc<[u8]>,
+    pub(crate) token: Token,
     /// How many levels below the path count; `None` for all.
     pub(crate) depth: Option<u32>,
     /// The client named the path relative to its home, and hears of it so.
     pub(crate) relative_to: Option<DomId>,
+}
+
+/// What a client calls its watch.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Token {
+    digest: u64,
+    /// With a NUL before it and one behind, as it stands in an event.
+    framed: Rc<[u8]>,
+}
+
+impl Token {
+    pub(crate) fn new(token: &[u8]) -> Self {
+        Self {
+            digest: digest_bytes(token),
+            framed: [&[0], token, &[0]].concat().into(),
+        }
+    }
+
+    pub(crate) fn framed(&self) -> &Rc<[u8]> {
+        &self.framed
+    }
+
+    pub(crate) fn digest(&self) -> u64 {
+        self.digest
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        match &*self.framed {
+            [0, token @ .., 0] => token,
+            _ => &[],
+        }
+    }
 }
 
 /// All watches of all connections.
@@ -51,17 +83,17 @@ pub(crate) struct Watches {
 struct Name {
     digest: u64,
     path: Path,
-    token: Rc<[u8]>,
+    token: Token,
 }
 
 impl Name {
-    fn order(path: PathRef<'_>, token: &[u8]) -> impl Fn(&Self) -> Ordering {
+    fn order(path: PathRef<'_>, token: &Token) -> impl Fn(&Self) -> Ordering {
         let digest = digest(path.as_str());
         move |name| {
             name.digest
                 .cmp(&digest)
                 .then_with(|| name.path.as_ref().cmp(&path))
-                .then_with(|| (*name.token).cmp(token))
+                .then_with(|| name.token.cmp(token))
         }
     }
 }
@@ -73,22 +105,19 @@ impl Weigh for WatchId {
 }
 
 impl Watch {
-    /// The payload of an event of this watch about `path`.
-    pub(crate) fn event(&self, path: PathRef<'_>) -> Vec<u8> {
+    /// Where in `path` begins what this watch hears of it.
+    pub(crate) fn shown_from(&self, path: PathRef<'_>) -> usize {
         let shown = self.relative_to.and_then(|home| path.relative_to(home));
-        let shown = shown.unwrap_or(path.as_str()).as_bytes();
-        let size = shown.len().saturating_add(self.token.len());
-        let mut payload = Vec::with_capacity(size.saturating_add(2));
-        payload.extend_from_slice(shown);
-        payload.push(0);
-        payload.extend_from_slice(&self.token);
-        payload.push(0);
-        payload
+        shown.map_or(0, |shown| path.as_str().len().saturating_sub(shown.len()))
     }
 
     /// Bytes that it costs its connection's domain.
     pub(crate) fn footprint(&self) -> u64 {
-        let text = self.path.as_str().len().saturating_add(self.token.len());
+        let text = self
+            .path
+            .as_str()
+            .len()
+            .saturating_add(self.token.as_bytes().len());
         WATCH_BYTES.saturating_add(u64::try_from(text).unwrap_or(u64::MAX))
     }
 
@@ -122,7 +151,7 @@ impl Watches {
         let name = Name {
             digest: digest(path.as_str()),
             path: path.clone(),
-            token: Rc::clone(&watch.token),
+            token: watch.token.clone(),
         };
         let place = self.watches.insert(Box::new(watch));
         let id = WatchId { number, place };
@@ -141,7 +170,7 @@ impl Watches {
         token: &[u8],
     ) -> Option<(WatchId, Watch)> {
         let own = self.of.get_mut(connection.0)?;
-        let id = own.remove(Name::order(path, token))?;
+        let id = own.remove(Name::order(path, &Token::new(token)))?;
         if own.is_empty() {
             self.of.remove(connection.0);
         }
@@ -181,13 +210,19 @@ impl Watches {
         let mut distance = u32::try_from(path.components().count()).unwrap_or(u32::MAX);
         let mut spot = Some(self.index.start(path));
         let mut names = path.components();
+        let mut spots = 0_u32;
         while let Some(here) = spot {
-            found.extend(here.watches.iter().map(|id| (*id, distance)));
+            if !here.watches.is_empty() {
+                found.extend(here.watches.iter().map(|id| (*id, distance)));
+                spots = spots.saturating_add(1);
+            }
             let next = names.next().and_then(|name| here.below.get(name));
             spot = next.and_then(|place| self.index.spots.get(*place));
             distance = distance.saturating_sub(1);
         }
-        found.sort_unstable_by_key(|(id, _)| *id);
+        if spots > 1 {
+            found.sort_unstable_by_key(|(id, _)| *id);
+        }
         found
     }
 
@@ -326,14 +361,15 @@ mod tests {
         Watch {
             connection: connection(),
             path: Path::known(path),
-            token: token.as_bytes().into(),
+            token: Token::new(token.as_bytes()),
             depth: None,
             relative_to: None,
         }
     }
 
     fn tokens<T>(watches: &Watches, found: Vec<(WatchId, T)>) -> Vec<String> {
-        let token = |id| String::from_utf8(watches.get(id).unwrap().token.to_vec()).unwrap();
+        let token =
+            |id| String::from_utf8(watches.get(id).unwrap().token.as_bytes().to_vec()).unwrap();
         found.into_iter().map(|(id, _)| token(id)).collect()
     }
 

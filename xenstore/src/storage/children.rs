@@ -86,11 +86,15 @@ impl Key {
     pub(crate) fn order(text: &str) -> impl Fn(&Self) -> Ordering {
         let digest = digest(text);
         move |key| match key.digest.cmp(&digest) {
+            Ordering::Equal if key.text.len().max(text.len()) <= INJECTIVE_MAX => Ordering::Equal,
             Ordering::Equal => (*key.text).cmp(text),
             unequal => unequal,
         }
     }
 }
+
+/// Texts of up to so many bytes, none of them NUL, that have one digest are equal: they are digits of one number, mixed by an odd factor.
+const INJECTIVE_MAX: usize = 7;
 
 /// Mixes a text into a number.
 pub(crate) fn digest(text: &str) -> u64 {
@@ -270,5 +274,39 @@ impl<T: Clone> Many<T> {
         self.next = self.next.wrapping_add(1);
         self.by_age.insert(age, Rc::clone(&key.text));
         self.by_name.insert(key, Aged { age, item });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_texts_of_one_digest_are_equal() {
+        let mut seen = alloc::collections::BTreeMap::new();
+        let mut texts = Vec::from([String::new()]);
+        for length in 0..=3 {
+            for text in texts.clone().iter().filter(|text| text.len() == length) {
+                for byte in "az09-_@A".chars() {
+                    texts.push(format!("{text}{byte}"));
+                }
+            }
+        }
+        texts.extend((0..1000).map(|number| format!("{number:07}")));
+        texts.extend((0..1000).map(|number| format!("x{number:x}")));
+        for text in texts {
+            let other = seen.insert(digest(&text), text.clone());
+            assert!(other.is_none_or(|other| other == text), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_digest_is_never_taken_for_a_long_text() {
+        let key = |text: &str| Key::new(text.into());
+        for (one, other) in [("abcdefgh", "abcdefgi"), ("a", "aaaaaaaaaa"), ("", "a")] {
+            assert_eq!(Key::order(other)(&key(one)).is_eq(), one == other);
+            assert!(Key::order(one)(&key(one)).is_eq());
+            assert_eq!(Key::order(other)(&key(one)), key(one).cmp(&key(other)));
+        }
     }
 }

@@ -16,7 +16,7 @@ use crate::acl::{Acl, Incarnation};
 use crate::ids::Generation;
 use crate::path::{Components, PathRef};
 
-pub(crate) use children::{Children, Key, digest, digest_bytes, listed_size};
+pub(crate) use children::{Children, digest, digest_bytes, listed_size};
 pub use flat::FlatMap;
 pub(crate) use map::{Map, Weigh};
 pub use tree::Tree;
@@ -140,5 +140,13 @@ impl Value {
 
     pub(crate) fn as_bytes(&self) -> &[u8] {
         self.0.as_deref().unwrap_or_default()
+    }
+
+    /// Becomes other bytes; in the same memory, if they are as many and nobody shares it.
+    pub(crate) fn set(&mut self, bytes: &[u8]) {
+        match self.0.as_mut().and_then(Rc::get_mut) {
+            Some(own) if own.len() == bytes.len() => own.copy_from_slice(bytes),
+            _ => *self = Self::new(bytes),
+        }
     }
 }
