@@ -12,7 +12,7 @@ use slotmap::{DefaultKey, SecondaryMap, SlotMap};
 
 use crate::ids::{ConnId, DomId};
 use crate::path::{Path, PathRef};
-use crate::storage::{Children, Map, Weigh, digest, digest_bytes};
+use crate::storage::{Children, Digested, Index, digest, digest_bytes};
 
 /// Bytes that a watch costs besides its path and token.
 const WATCH_BYTES: u64 = 256;
@@ -72,12 +72,12 @@ impl Token {
 pub(crate) struct Watches {
     watches: SlotMap<DefaultKey, Box<Watch>>,
     /// The watches of each connection, by what tells them apart.
-    of: SecondaryMap<DefaultKey, Map<Name, WatchId>>,
-    index: Index,
+    of: SecondaryMap<DefaultKey, Index<Name, WatchId>>,
+    index: Spots,
     next: u64,
 }
 
-/// What tells the watches of a connection apart: the absolute path and the token. The number made of the path comes first, so that others
+/// What tells the watches of a connection apart: the absolute path and the token. A number made of both comes first, so that others
 /// are told from it fast.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Name {
@@ -87,20 +87,26 @@ struct Name {
 }
 
 impl Name {
-    fn order(path: PathRef<'_>, token: &Token) -> impl Fn(&Self) -> Ordering {
-        let digest = digest(path.as_str());
-        move |name| {
+    /// The digest of this name, and how others stand to it.
+    fn wanted(path: PathRef<'_>, token: &Token) -> (u64, impl Fn(&Self) -> Ordering) {
+        let digest = Self::digest_of(path, token);
+        let order = move |name: &Self| {
             name.digest
                 .cmp(&digest)
                 .then_with(|| name.path.as_ref().cmp(&path))
                 .then_with(|| name.token.cmp(token))
-        }
+        };
+        (digest, order)
+    }
+
+    fn digest_of(path: PathRef<'_>, token: &Token) -> u64 {
+        digest(path.as_str()).rotate_left(1) ^ token.digest()
     }
 }
 
-impl Weigh for WatchId {
-    fn weight(&self) -> usize {
-        0
+impl Digested for Name {
+    fn digest(&self) -> u64 {
+        self.digest
     }
 }
 
@@ -137,8 +143,8 @@ impl Watches {
     pub(crate) fn has(&self, watch: &Watch) -> bool {
         let own = self.of.get(watch.connection.0);
         own.is_some_and(|own| {
-            own.get(Name::order(watch.path.as_ref(), &watch.token))
-                .is_some()
+            let (digest, order) = Name::wanted(watch.path.as_ref(), &watch.token);
+            own.get(digest, order).is_some()
         })
     }
 
@@ -149,7 +155,7 @@ impl Watches {
         let connection = watch.connection.0;
         let path = watch.path.clone();
         let name = Name {
-            digest: digest(path.as_str()),
+            digest: Name::digest_of(path.as_ref(), &watch.token),
             path: path.clone(),
             token: watch.token.clone(),
         };
@@ -170,7 +176,9 @@ impl Watches {
         token: &[u8],
     ) -> Option<(WatchId, Watch)> {
         let own = self.of.get_mut(connection.0)?;
-        let id = own.remove(Name::order(path, &Token::new(token)))?;
+        let token = Token::new(token);
+        let (digest, order) = Name::wanted(path, &token);
+        let id = own.remove(digest, order)?;
         if own.is_empty() {
             self.of.remove(connection.0);
         }
@@ -256,7 +264,7 @@ impl Watches {
 
 /// The paths that are watched, name by name. Spots refer to each other by place, so nothing here goes as deep as a path.
 #[derive(Default)]
-struct Index {
+struct Spots {
     root: Spot,
     /// Where special names start.
     specials: Spot,
@@ -275,7 +283,7 @@ impl Spot {
     }
 }
 
-impl Index {
+impl Spots {
     fn start(&self, path: PathRef<'_>) -> &Spot {
         if path.is_special() {
             &self.specials

@@ -5,6 +5,7 @@ use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cmp::Ordering;
 
+use super::index::{Digested, Index};
 use super::map::{Map, Weigh};
 
 /// Up to this many children are found by looking through the list; more have an index.
@@ -36,7 +37,7 @@ struct Few<T> {
 
 #[derive(Clone)]
 struct Many<T> {
-    by_name: Map<Key, Aged<T>>,
+    by_name: Index<Key, Aged<T>>,
     by_age: Map<Age, Rc<str>>,
     next: u64,
 }
@@ -49,12 +50,6 @@ struct Age(u64);
 struct Aged<T> {
     age: Age,
     item: T,
-}
-
-impl<T> Weigh for Aged<T> {
-    fn weight(&self) -> usize {
-        0
-    }
 }
 
 impl Weigh for Rc<str> {
@@ -82,14 +77,21 @@ impl Key {
         Self { digest, text }
     }
 
-    /// How a key stands to this text.
-    pub(crate) fn order(text: &str) -> impl Fn(&Self) -> Ordering {
+    /// The digest of a key with this text, and how others stand to it.
+    pub(crate) fn wanted(text: &str) -> (u64, impl Fn(&Self) -> Ordering) {
         let digest = digest(text);
-        move |key| match key.digest.cmp(&digest) {
+        let order = move |key: &Self| match key.digest.cmp(&digest) {
             Ordering::Equal if key.text.len().max(text.len()) <= INJECTIVE_MAX => Ordering::Equal,
             Ordering::Equal => (*key.text).cmp(text),
             unequal => unequal,
-        }
+        };
+        (digest, order)
+    }
+}
+
+impl Digested for Key {
+    fn digest(&self) -> u64 {
+        self.digest
     }
 }
 
@@ -166,29 +168,32 @@ impl<T: Clone> Children<T> {
         };
         let few = few.into_iter().flatten();
         let few = few.map(|(key, item)| (&key.text, item));
-        let many = many.into_iter().flat_map(Map::iter);
+        let many = many.into_iter().flat_map(Index::iter);
         few.chain(many.map(|(key, aged)| (&key.text, &aged.item)))
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<&T> {
-        let order = Key::order(name);
+        let (digest, order) = Key::wanted(name);
         match &**self.0.as_ref()? {
             List::Few(few) => {
                 let found = few.children.iter().find(|(key, _)| order(key).is_eq());
                 found.map(|(_, item)| item)
             }
-            List::Many(many) => many.by_name.get(order).map(|aged| &aged.item),
+            List::Many(many) => many.by_name.get(digest, order).map(|aged| &aged.item),
         }
     }
 
     pub(super) fn get_mut(&mut self, name: &str) -> Option<&mut T> {
-        let order = Key::order(name);
+        let (digest, order) = Key::wanted(name);
         match Rc::make_mut(self.0.as_mut()?) {
             List::Few(few) => {
                 let found = few.children.iter_mut().find(|(key, _)| order(key).is_eq());
                 found.map(|(_, item)| item)
             }
-            List::Many(many) => many.by_name.get_mut(order).map(|aged| &mut aged.item),
+            List::Many(many) => many
+                .by_name
+                .get_mut(digest, order)
+                .map(|aged| &mut aged.item),
         }
     }
 
@@ -218,7 +223,7 @@ impl<T: Clone> Children<T> {
     }
 
     pub(crate) fn remove(&mut self, name: &str) -> Option<T> {
-        let order = Key::order(name);
+        let (digest, order) = Key::wanted(name);
         let (removed, left) = match Rc::make_mut(self.0.as_mut()?) {
             List::Few(few) => {
                 let at = few
@@ -229,7 +234,7 @@ impl<T: Clone> Children<T> {
                 (few.children.remove(at).1, few.children.len())
             }
             List::Many(many) => {
-                let aged = many.by_name.remove(order)?;
+                let aged = many.by_name.remove(digest, order)?;
                 many.by_age.remove(|age| age.cmp(&aged.age));
                 (aged.item, many.by_name.len())
             }
@@ -261,7 +266,7 @@ impl<T> Few<T> {
 impl<T> Default for Many<T> {
     fn default() -> Self {
         Self {
-            by_name: Map::default(),
+            by_name: Index::default(),
             by_age: Map::default(),
             next: 0,
         }
@@ -304,9 +309,10 @@ mod tests {
     fn a_digest_is_never_taken_for_a_long_text() {
         let key = |text: &str| Key::new(text.into());
         for (one, other) in [("abcdefgh", "abcdefgi"), ("a", "aaaaaaaaaa"), ("", "a")] {
-            assert_eq!(Key::order(other)(&key(one)).is_eq(), one == other);
-            assert!(Key::order(one)(&key(one)).is_eq());
-            assert_eq!(Key::order(other)(&key(one)), key(one).cmp(&key(other)));
+            let (digest, order) = Key::wanted(other);
+            assert_eq!(digest, key(other).digest());
+            assert_eq!(order(&key(one)), key(one).cmp(&key(other)));
+            assert!(Key::wanted(one).1(&key(one)).is_eq());
         }
     }
 }

@@ -4,7 +4,7 @@ use alloc::rc::Rc;
 use alloc::vec::Vec;
 
 use super::children::Key;
-use super::map::{Map, Weigh};
+use super::index::Index;
 use super::{Branch, Leaf, Node, Seed, Storage};
 use crate::acl::{Acl, Incarnation};
 use crate::ids::Generation;
@@ -13,17 +13,11 @@ use crate::path::{Components, Path, PathRef};
 /// All nodes and special names by their paths.
 #[derive(Clone)]
 pub struct FlatMap {
-    nodes: Map<Key, Node<()>>,
+    nodes: Index<Key, Node<()>>,
     /// Stands for what is nearest to a special name that does not exist.
     nowhere: Node<()>,
     /// Another one after each change.
     version: Rc<()>,
-}
-
-impl Weigh for Node<()> {
-    fn weight(&self) -> usize {
-        0
-    }
 }
 
 impl Storage for FlatMap {
@@ -32,7 +26,7 @@ impl Storage for FlatMap {
 
     fn new(owner: Incarnation) -> Self {
         let root = Node::new(Seed::root(owner));
-        let mut nodes = Map::default();
+        let mut nodes = Index::default();
         nodes.insert(Key::new("/".into()), root.clone());
         Self {
             nodes,
@@ -46,7 +40,8 @@ impl Storage for FlatMap {
     }
 
     fn get(&self, path: PathRef<'_>) -> Option<&Node<()>> {
-        self.nodes.get(Key::order(path.as_str()))
+        let (digest, order) = Key::wanted(path.as_str());
+        self.nodes.get(digest, order)
     }
 
     fn nearest<'p>(&self, path: PathRef<'p>) -> (&Node<()>, Components<'p>) {
@@ -69,7 +64,8 @@ impl Storage for FlatMap {
 
     fn get_mut(&mut self, path: PathRef<'_>) -> Option<&mut Node<()>> {
         self.touch();
-        self.nodes.get_mut(Key::order(path.as_str()))
+        let (digest, order) = Key::wanted(path.as_str());
+        self.nodes.get_mut(digest, order)
     }
 
     fn add(&mut self, path: PathRef<'_>, seed: Seed) -> Option<Incarnation> {
@@ -101,7 +97,8 @@ impl Storage for FlatMap {
         parent.generation = generation;
         parent.children.remove(name)?;
         branch.visit(path, |path, _| {
-            self.nodes.remove(Key::order(path.as_str()));
+            let (digest, order) = Key::wanted(path.as_str());
+            self.nodes.remove(digest, order);
         });
         Some((branch, owner))
     }

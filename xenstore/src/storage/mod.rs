@@ -7,6 +7,7 @@ mod children;
 #[cfg(test)]
 mod contract;
 mod flat;
+mod index;
 mod map;
 mod tree;
 
@@ -18,7 +19,7 @@ use crate::path::{Components, PathRef};
 
 pub(crate) use children::{Children, digest, digest_bytes, listed_size};
 pub use flat::FlatMap;
-pub(crate) use map::{Map, Weigh};
+pub(crate) use index::{Digested, Index};
 pub use tree::Tree;
 
 /// A way of keeping nodes. A clone is a snapshot, made in a few steps however many nodes there are.
