@@ -4,12 +4,14 @@ use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::path::Path;
 use std::time::{self, Duration};
 
-use log::{debug, info, warn};
+use log::{debug, warn};
 use mio::event::Event;
 use mio::net::{UnixListener, UnixStream};
 use mio::{Events, Interest, Poll, Token};
 use rustix::net::sockopt::socket_peercred;
-use xenstore::{Action, ConnId, Errno, Instant, Outcome, Progress, Server, Settings};
+use xenstore::{ConnId, Instant, Progress, Server, Settings};
+
+use crate::engine::Engine;
 
 /// No connection has this place.
 const LISTENER: Token = Token(usize::MAX);
@@ -22,7 +24,7 @@ const TURN_BUDGET: u32 = 256;
 
 /// A server and its clients.
 pub struct Daemon {
-    server: Server,
+    server: Engine,
     poll: Poll,
     listener: UnixListener,
     /// Each at the place of its connection.
@@ -53,24 +55,21 @@ struct Client {
 struct Gone;
 
 impl Daemon {
-    /// Listens at `path`, in place of a socket that an earlier daemon left there.
+    /// Listens at `path`, in place of a socket that an earlier daemon left there. The clients of `path.dom1` to `path.dom`N play fake
+    /// domains, N of them, at most 1000.
     ///
     /// # Errors
-    /// The socket cannot be made, or is being served.
-    pub fn listen(path: &Path, settings: Settings) -> io::Result<Self> {
-        if UnixStream::connect(path).is_ok() {
-            return Err(io::Error::new(ErrorKind::AddrInUse, "it is being served"));
-        }
-        match std::fs::remove_file(path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut listener = UnixListener::bind(path)?;
+    /// A socket cannot be made, or is being served.
+    pub fn listen(path: &Path, settings: Settings, domains: u16) -> io::Result<Self> {
+        ensure_unserved(path)?;
         let poll = Poll::new()?;
+        let server = Engine::new(settings, domains, path, poll.registry())?;
+        // Last of all sockets: whoever finds it finds the others.
+        let mut listener = bind(path)?;
         poll.registry()
             .register(&mut listener, LISTENER, Interest::READABLE)?;
         Ok(Self {
-            server: Server::new(settings),
+            server,
             poll,
             listener,
             clients: Vec::new(),
@@ -122,12 +121,8 @@ impl Daemon {
             // Its memory is used again.
             self.active = active;
         }
-        let mut progress = self.server.run(now, TURN_BUDGET);
-        while let Some(action) = self.server.poll_action() {
-            self.act(&action);
-            progress = Progress::More;
-        }
-        while let Some(conn) = self.server.poll_ready() {
+        let progress = self.server.turn(now, TURN_BUDGET);
+        while let Some(conn) = self.server.next_ready() {
             self.attend(conn, Client::send);
         }
         if self.active.is_empty() {
@@ -154,11 +149,8 @@ impl Daemon {
 
     /// Takes a client on, if it runs as root or as this daemon: all clients of the socket may do everything.
     fn welcome(&mut self, mut stream: UnixStream) {
-        let own = rustix::process::geteuid();
-        match socket_peercred(&stream) {
-            Ok(peer) if peer.uid.is_root() || peer.uid == own => {}
-            Ok(peer) => return warn!("refused a client of user {}", peer.uid.as_raw()),
-            Err(error) => return warn!("refused a client that cannot be told: {error}"),
+        if !is_trusted(&stream) {
+            return;
         }
         let conn = self.server.open_socket();
         let token = Token(conn.place());
@@ -187,7 +179,7 @@ impl Daemon {
     fn wake(&mut self, event: &Event) {
         let place = self.clients.get_mut(event.token().0);
         let Some(client) = place.and_then(Option::as_mut) else {
-            return;
+            return self.server.wake(event);
         };
         if event.is_readable() {
             client.readable = true;
@@ -235,25 +227,37 @@ impl Daemon {
         }
     }
 
-    /// There is no hypervisor here: no domain but the clients' own exists.
-    fn act(&mut self, action: &Action) {
-        match *action {
-            Action::Connect { ticket, domid, .. } => {
-                info!("domain {domid} cannot be introduced: there is no hypervisor");
-                self.server
-                    .handle_completed(ticket, Outcome::Refused(Errno::EINVAL));
-            }
-            Action::Identify { ticket, .. } => {
-                self.server
-                    .handle_completed(ticket, Outcome::Identified(None));
-            }
-            Action::Disconnect { .. } => {}
-        }
-    }
-
     fn now(&self) -> Instant {
         Instant::default().after(self.started.elapsed())
     }
+}
+
+/// A listener at `path`, in place of a socket that nobody serves.
+pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
+    ensure_unserved(path)?;
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    UnixListener::bind(path)
+}
+
+fn ensure_unserved(path: &Path) -> io::Result<()> {
+    match UnixStream::connect(path) {
+        Ok(_) => Err(io::Error::new(ErrorKind::AddrInUse, "it is being served")),
+        Err(_) => Ok(()),
+    }
+}
+
+/// Whether a client runs as root or as this daemon.
+pub(crate) fn is_trusted(stream: &UnixStream) -> bool {
+    let own = rustix::process::geteuid();
+    match socket_peercred(stream) {
+        Ok(peer) if peer.uid.is_root() || peer.uid == own => return true,
+        Ok(peer) => warn!("refused a client of user {}", peer.uid.as_raw()),
+        Err(error) => warn!("refused a client that cannot be told: {error}"),
+    }
+    false
 }
 
 impl Client {

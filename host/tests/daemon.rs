@@ -1,30 +1,30 @@
 //! `ferrostored` as its clients see it: Debian's own tools, directories beyond one message, and clients that behave badly.
 //!
-//! Nothing here depends on how fast the machine is; a daemon that does not answer is killed after [`PATIENCE`].
+//! Nothing here depends on how fast the machine is; a daemon that does not answer is killed after [`served::PATIENCE`].
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
     reason = "a client that cannot go on fails its test"
 )]
 
+mod client;
 mod ferrostored;
 mod served;
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
 use std::fs::Permissions;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Stdio;
+use std::time::Duration;
 
+use client::{Client, command, request, result, text, tool, until};
 use ferrostored::ferrostored;
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
-use served::{PATIENCE, Served};
-use xenstore::ReqId;
-use xenstore::wire::{HEADER_SIZE, Header, Kind};
+use served::Served;
+use xenstore::wire::Kind;
 
 /// Between looks at something that becomes true soon.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
@@ -35,7 +35,7 @@ const MIB: u64 = 1 << 20;
 #[test]
 fn debians_tools_work() {
     let served = Served::start(ferrostored).unwrap();
-    let tool = |name: &str, arguments: &[&str]| tool(&served, name, arguments);
+    let tool = |name: &str, arguments: &[&str]| tool(&served.socket(), name, arguments);
     assert_eq!(tool("write", &["/t/a", "one", "/t/b", "two"]), "");
     assert_eq!(tool("read", &["/t/a", "/t/b"]), "one\ntwo\n");
     assert_eq!(tool("read", &["-p", "/t/a"]), "/t/a: one\n");
@@ -62,16 +62,16 @@ fn debians_tools_work() {
 #[test]
 fn debians_xenstore_watch_is_told() {
     let served = Served::start(ferrostored).unwrap();
-    let mut watching = command(&served, "watch", &["-n", "3", "/t"])
+    let mut watching = command(&served.socket(), "watch", &["-n", "3", "/t"])
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
     let mut told = BufReader::new(watching.stdout.take().unwrap()).lines();
     let mut next = || told.next().map(Result::unwrap);
     assert_eq!(next().as_deref(), Some("/t"));
-    tool(&served, "write", &["/t/a", "x"]);
+    tool(&served.socket(), "write", &["/t/a", "x"]);
     assert_eq!(next().as_deref(), Some("/t/a"));
-    tool(&served, "rm", &["/t"]);
+    tool(&served.socket(), "rm", &["/t"]);
     assert_eq!(next().as_deref(), Some("/t"));
     assert_eq!(next(), None);
     assert!(watching.wait().unwrap().success());
@@ -82,12 +82,12 @@ fn debians_xenstore_watch_is_told() {
 fn a_directory_of_5000_is_listed_whole() {
     const CHILDREN: usize = 5000;
     let served = Served::start(ferrostored).unwrap();
-    let mut client = Client::connect(&served);
+    let mut client = Client::connect(&served.socket());
     let names: BTreeSet<String> = (0..CHILDREN).map(|n| format!("child{n:03}")).collect();
     for name in &names {
         client.write(&format!("/big/{name}"), b"x");
     }
-    let listed = tool(&served, "ls", &["/big"]);
+    let listed = tool(&served.socket(), "ls", &["/big"]);
     let lines: Vec<&str> = listed.lines().collect();
     assert_eq!(lines.len(), CHILDREN);
     let expected: BTreeSet<String> = names.iter().map(|n| format!("{n} = \"x\"")).collect();
@@ -95,7 +95,7 @@ fn a_directory_of_5000_is_listed_whole() {
         lines.into_iter().map(String::from).collect::<BTreeSet<_>>(),
         expected
     );
-    let listed = tool(&served, "list", &["/big"]);
+    let listed = tool(&served.socket(), "list", &["/big"]);
     assert_eq!(listed.lines().count(), CHILDREN);
     assert_eq!(
         listed.lines().map(String::from).collect::<BTreeSet<_>>(),
@@ -106,18 +106,18 @@ fn a_directory_of_5000_is_listed_whole() {
 #[test]
 fn clients_that_end_in_the_middle_of_a_request_leave_nothing() {
     let served = Served::start(ferrostored).unwrap();
-    let mut other = Client::connect(&served);
+    let mut other = Client::connect(&served.socket());
     other.write("/t", b"before");
     let before = files_of(&served);
     let write = request(Kind::Write, 0, b"/t\0after");
     for length in 0..write.len() {
-        let mut client = Client::connect(&served);
+        let mut client = Client::connect(&served.socket());
         client.ask(Kind::Watch, b"/t\0token\0").unwrap();
         let tx_id = number(&client.ask(Kind::TransactionStart, b"\0").unwrap());
         client.send(&request(Kind::Write, tx_id, b"/t\0in a transaction"));
         client.send(&write[..length]);
     }
-    let mut watching = command(&served, "watch", &["/t"])
+    let mut watching = command(&served.socket(), "watch", &["/t"])
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
@@ -137,9 +137,9 @@ fn clients_that_end_in_the_middle_of_a_request_leave_nothing() {
 #[test]
 fn a_request_too_long_ends_its_connection_and_no_other() {
     let served = Served::start(ferrostored).unwrap();
-    let mut other = Client::connect(&served);
+    let mut other = Client::connect(&served.socket());
     for length in [4097, 1 << 30, u32::MAX] {
-        let mut client = Client::connect(&served);
+        let mut client = Client::connect(&served.socket());
         client.write("/t", b"x");
         let mut header = request(Kind::Write, 0, b"");
         header[12..].copy_from_slice(&length.to_le_bytes());
@@ -157,12 +157,12 @@ fn clients_silent_in_the_middle_of_a_request_delay_nobody() {
     let write = request(Kind::Write, 0, b"/silent\0x");
     let silent: Vec<Client> = (1..write.len())
         .map(|length| {
-            let mut client = Client::connect(&served);
+            let mut client = Client::connect(&served.socket());
             client.send(&write[..length]);
             client
         })
         .collect();
-    let mut other = Client::connect(&served);
+    let mut other = Client::connect(&served.socket());
     for n in 0..1000 {
         other.write("/t", n.to_string().as_bytes());
         assert_eq!(other.read("/t"), Ok(n.to_string()));
@@ -180,7 +180,7 @@ fn clients_silent_in_the_middle_of_a_request_delay_nobody() {
 fn replies_that_nobody_reads_are_bounded() {
     const REQUESTS: usize = 50_000;
     let served = Served::start(ferrostored).unwrap();
-    let mut other = Client::connect(&served);
+    let mut other = Client::connect(&served.socket());
     for child in 0..100 {
         other.write(&format!("/t/{child:0>39}"), b"x");
     }
@@ -190,7 +190,7 @@ fn replies_that_nobody_reads_are_bounded() {
     let flood = list.repeat(REQUESTS);
     let flooding: Vec<(Client, usize)> = (0..4)
         .map(|_| {
-            let client = Client::connect(&served);
+            let client = Client::connect(&served.socket());
             let sent = client.flood(&flood);
             (client, sent)
         })
@@ -214,12 +214,12 @@ fn events_that_nobody_reads_are_bounded() {
     const NODES: usize = 100;
     const ROUNDS: usize = 1000;
     let served = Served::start(ferrostored).unwrap();
-    let mut silent = Client::connect(&served);
+    let mut silent = Client::connect(&served.socket());
     silent.ask(Kind::Watch, b"/t\0token\0").unwrap();
-    let mut told = Client::connect(&served);
+    let mut told = Client::connect(&served.socket());
     told.ask(Kind::Watch, b"/t/last\0token\0").unwrap();
     assert_eq!(told.event(), "/t/last\0token\0");
-    let mut other = Client::connect(&served);
+    let mut other = Client::connect(&served.socket());
     let round: Vec<u8> = (0..NODES)
         .flat_map(|n| request(Kind::Write, 0, format!("/t/{n:0>200}\0x").as_bytes()))
         .collect();
@@ -259,8 +259,10 @@ fn idle_connections_are_held_and_cost_nobody() {
     );
 
     let served = Served::start(ferrostored).unwrap();
-    let mut idle: Vec<Client> = (0..count).map(|_| Client::connect(&served)).collect();
-    let mut other = Client::connect(&served);
+    let mut idle: Vec<Client> = (0..count)
+        .map(|_| Client::connect(&served.socket()))
+        .collect();
+    let mut other = Client::connect(&served.socket());
     for n in 0..1000 {
         other.write("/t", n.to_string().as_bytes());
         assert_eq!(other.read("/t"), Ok(n.to_string()));
@@ -284,7 +286,7 @@ fn clients_that_there_is_no_room_for_are_served_later() {
     };
     let pid = i32::try_from(served.child.id()).unwrap();
     prlimit(Pid::from_raw(pid), Resource::Nofile, few).unwrap();
-    let mut clients: Vec<Client> = (0..60).map(|_| Client::connect(&served)).collect();
+    let mut clients: Vec<Client> = (0..60).map(|_| Client::connect(&served.socket())).collect();
     clients[0].write("/t", b"x");
     let mut late = clients.split_off(50);
     drop(clients);
@@ -300,15 +302,15 @@ fn a_client_of_another_user_is_refused() {
         return;
     }
     let served = Served::start(ferrostored).unwrap();
-    tool(&served, "write", &["/t", "secret"]);
+    tool(&served.socket(), "write", &["/t", "secret"]);
     // The file's own mode would refuse, too; the daemon must not rely on it.
     std::fs::set_permissions(served.socket(), Permissions::from_mode(0o777)).unwrap();
-    let mut read = command(&served, "read", &["/t"]);
+    let mut read = command(&served.socket(), "read", &["/t"]);
     assert_eq!(result(&mut read), "secret\n");
     let refused = result(read.uid(OTHER_USER).gid(OTHER_USER));
     assert!(refused.starts_with("status 1: "), "{refused}");
     assert!(!refused.contains("secret"), "{refused}");
-    assert_eq!(tool(&served, "read", &["/t"]), "secret\n");
+    assert_eq!(tool(&served.socket(), "read", &["/t"]), "secret\n");
 }
 
 #[test]
@@ -317,108 +319,19 @@ fn a_socket_that_is_served_is_left_alone_and_a_dead_one_replaced() {
     let mut second = ferrostored(&served.socket());
     let refused = result(&mut second);
     assert!(refused.contains("it is being served"), "{refused}");
-    assert_eq!(tool(&served, "write", &["/t", "first"]), "");
+    assert_eq!(tool(&served.socket(), "write", &["/t", "first"]), "");
 
     served.child.kill().unwrap();
     served.child.wait().unwrap();
     assert!(served.socket().exists());
     let mut second = second.stderr(Stdio::null()).spawn().unwrap();
     until(|| UnixStream::connect(served.socket()).is_ok());
-    assert_eq!(tool(&served, "exists", &["/t"]), "status 1: ");
+    assert_eq!(tool(&served.socket(), "exists", &["/t"]), "status 1: ");
     second.kill().unwrap();
     second.wait().unwrap();
 }
 
-/// Runs one of Debian's `xenstore-*`; gives its output, with its status before it if that is not 0.
-fn tool(served: &Served, name: &str, arguments: &[&str]) -> String {
-    result(&mut command(served, name, arguments))
-}
-
-fn command(served: &Served, name: &str, arguments: &[&str]) -> Command {
-    let mut command = Command::new(format!("xenstore-{name}"));
-    command
-        .args(arguments)
-        .env("XENSTORED_PATH", served.socket());
-    command
-}
-
-fn result(command: &mut Command) -> String {
-    let ended = command.output().unwrap_or_else(|error| {
-        let name = command.get_program().display();
-        panic!("{name}: {error} (Debian's package xenstore-utils has the tools)")
-    });
-    let mut shown = String::new();
-    if !ended.status.success() {
-        let status = ended.status.code().unwrap_or(-1);
-        write!(shown, "status {status}: ").unwrap();
-    }
-    shown.push_str(&String::from_utf8_lossy(&ended.stdout));
-    shown.push_str(&String::from_utf8_lossy(&ended.stderr));
-    shown
-}
-
-/// A client that speaks the protocol itself.
-struct Client {
-    stream: UnixStream,
-}
-
 impl Client {
-    fn connect(served: &Served) -> Self {
-        let stream = UnixStream::connect(served.socket()).unwrap();
-        Self { stream }
-    }
-
-    fn send(&mut self, bytes: &[u8]) {
-        self.stream.write_all(bytes).unwrap();
-    }
-
-    /// The next message: its type, and its payload.
-    fn receive(&mut self) -> (Option<Kind>, Vec<u8>) {
-        let mut header = [0; HEADER_SIZE];
-        self.stream.read_exact(&mut header).unwrap();
-        let header = Header::decode(header);
-        let mut payload = vec![0; usize::try_from(header.len).unwrap()];
-        self.stream.read_exact(&mut payload).unwrap();
-        (Kind::from_number(header.kind), payload)
-    }
-
-    /// The next reply, or the name of its error. Events before it are passed over.
-    fn reply(&mut self) -> Result<Vec<u8>, String> {
-        loop {
-            match self.receive() {
-                (Some(Kind::WatchEvent), _) => {}
-                (Some(Kind::Error), name) => {
-                    return Err(text(&name).trim_end_matches('\0').to_owned());
-                }
-                (_, payload) => return Ok(payload),
-            }
-        }
-    }
-
-    /// The next event. Replies before it are passed over.
-    fn event(&mut self) -> String {
-        loop {
-            if let (Some(Kind::WatchEvent), payload) = self.receive() {
-                return text(&payload);
-            }
-        }
-    }
-
-    fn ask(&mut self, kind: Kind, payload: &[u8]) -> Result<Vec<u8>, String> {
-        self.send(&request(kind, 0, payload));
-        self.reply()
-    }
-
-    fn write(&mut self, path: &str, value: &[u8]) {
-        let payload = [path.as_bytes(), b"\0", value].concat();
-        self.ask(Kind::Write, &payload).unwrap();
-    }
-
-    fn read(&mut self, path: &str) -> Result<String, String> {
-        let payload = [path.as_bytes(), b"\0"].concat();
-        self.ask(Kind::Read, &payload).map(|value| text(&value))
-    }
-
     /// Sends until the daemon has taken nothing for a while; gives how many bytes of whole requests went out.
     fn flood(&self, bytes: &[u8]) -> usize {
         const QUIET_LOOKS: u32 = 50;
@@ -440,20 +353,6 @@ impl Client {
     }
 }
 
-fn request(kind: Kind, tx_id: u32, payload: &[u8]) -> Vec<u8> {
-    let header = Header {
-        kind: kind.number(),
-        req_id: ReqId(1),
-        tx_id,
-        len: payload.len().try_into().unwrap(),
-    };
-    [&header.encode(), payload].concat()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).unwrap()
-}
-
 fn number(bytes: &[u8]) -> u32 {
     text(bytes).trim_end_matches('\0').parse().unwrap()
 }
@@ -472,13 +371,4 @@ fn memory_of(served: &Served) -> u64 {
         .and_then(|line| line.split_whitespace().nth(1))
         .unwrap();
     kib.parse::<u64>().unwrap() * 1024
-}
-
-/// Waits for what becomes true soon.
-fn until(mut is_true: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !is_true() {
-        assert!(started.elapsed() < PATIENCE, "it does not come");
-        std::thread::sleep(BETWEEN_LOOKS);
-    }
 }

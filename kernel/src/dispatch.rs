@@ -68,9 +68,14 @@ impl<X: Xen> Dispatcher<X> {
 
     /// Serves until nothing is left to do or the turn is over; in the second case there should be another turn at once.
     pub fn turn(&mut self) -> Progress {
+        self.turn_beside(&mut |_| {})
+    }
+
+    /// A turn for a host that opened connections of its own in [`Dispatcher::server_mut`]: `other` is told of each that is ready.
+    pub fn turn_beside(&mut self, other: &mut dyn FnMut(ConnId)) -> Progress {
         let mut progress = Progress::More;
         for _ in 0..ROUNDS_A_TURN {
-            progress = self.round();
+            progress = self.round(other);
             if progress == Progress::Idle {
                 break;
             }
@@ -91,7 +96,18 @@ impl<X: Xen> Dispatcher<X> {
         self.xen.wait(deadlines.into_iter().flatten().min());
     }
 
-    fn round(&mut self) -> Progress {
+    /// The store.
+    #[must_use]
+    pub const fn server(&self) -> &Server {
+        &self.server
+    }
+
+    /// The store, for connections that are no rings. Its `run` and `poll_*` for all are the dispatcher's.
+    pub fn server_mut(&mut self) -> &mut Server {
+        &mut self.server
+    }
+
+    fn round(&mut self, other: &mut dyn FnMut(ConnId)) -> Progress {
         let now = self.xen.now();
         self.tick(now);
         self.collect();
@@ -105,8 +121,9 @@ impl<X: Xen> Dispatcher<X> {
         let ran = self.server.run(now, COST_A_ROUND);
         let acted = self.act();
         while let Some(conn) = self.server.poll_ready() {
-            if let Some(domid) = self.links.with_conn(conn) {
-                self.links.grant(domid);
+            match self.links.with_conn(conn) {
+                Some(domid) => self.links.grant(domid),
+                None => other(conn),
             }
         }
         if acted || self.links.any_ready() {

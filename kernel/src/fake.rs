@@ -28,6 +28,8 @@ struct World {
     domains: BTreeMap<DomId, Domain>,
     locals: BTreeMap<LocalPort, Local>,
     pending: BTreeSet<LocalPort>,
+    /// Domains that got an event since this was last asked for.
+    notified: BTreeSet<DomId>,
     mapped: usize,
     refused: BTreeMap<Call, XenError>,
     loses_domain_exceptions: bool,
@@ -224,6 +226,12 @@ impl FakeXen {
             .map_or(0, |remote| core::mem::take(&mut remote.received))
     }
 
+    /// The domains that got events since this was last asked, for whoever plays many of them.
+    #[must_use]
+    pub fn take_notified(&self) -> BTreeSet<DomId> {
+        core::mem::take(&mut self.0.borrow_mut().notified)
+    }
+
     /// The domain closes its port.
     pub fn close_remote(&self, domid: DomId, port: EvtchnPort) {
         let world = &mut *self.0.borrow_mut();
@@ -339,6 +347,9 @@ impl Events for FakeXen {
         let world = &mut *self.0.borrow_mut();
         if let Some(remote) = world.peer(local) {
             remote.received = remote.received.saturating_add(1);
+            if let Some(&Local::Interdomain(identity, _)) = world.locals.get(&local) {
+                world.notified.insert(identity.domid);
+            }
         }
     }
 

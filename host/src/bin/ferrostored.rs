@@ -11,11 +11,13 @@ use lexopt::prelude::*;
 use xenstore::{DomId, Quota, Settings};
 
 const HELP: &str = "\
-ferrostored [--socket PATH] [--quota NAME=LIMIT]... [--log LEVEL]
+ferrostored [--socket PATH] [--domains N] [--quota NAME=LIMIT]... [--log LEVEL]
 
 Serves xenstore on a unix socket, in the foreground.
 
   --socket PATH        where to listen; default: $XENSTORED_PATH, else /run/xenstored/socket
+  --domains N          make domains 1 to N, up to 1000, with rings in memory: whoever connects to PATH.dom1 plays domain 1, one
+                       client at a time; default: 0
   --quota NAME=LIMIT   a limit for unprivileged domains
   --log LEVEL          off, error, warn, info, debug or trace; default: info";
 const DEFAULT_SOCKET: &str = "/run/xenstored/socket";
@@ -36,11 +38,13 @@ fn run() -> Result<(), Box<dyn Error>> {
     let mut socket =
         std::env::var_os("XENSTORED_PATH").map_or(DEFAULT_SOCKET.into(), PathBuf::from);
     let mut settings = Settings::new(DOM0, DOM0);
+    let mut domains = 0;
     let mut level = log::LevelFilter::Info;
     let mut arguments = lexopt::Parser::from_env();
     while let Some(argument) = arguments.next()? {
         match argument {
             Long("socket") => socket = arguments.value()?.into(),
+            Long("domains") => domains = arguments.value()?.parse()?,
             Long("quota") => set_quota(&mut settings, &arguments.value()?.string()?)?,
             Long("log") => level = arguments.value()?.parse()?,
             Short('h') | Long("help") => {
@@ -51,9 +55,12 @@ fn run() -> Result<(), Box<dyn Error>> {
         }
     }
     env_logger::Builder::new().filter_level(level).init();
-    let mut daemon = Daemon::listen(&socket, settings)
+    let mut daemon = Daemon::listen(&socket, settings, domains)
         .map_err(|error| format!("cannot listen at {}: {error}", socket.display()))?;
     log::info!("serving {}", socket.display());
+    if domains > 0 {
+        log::info!("domain N is played at {}.domN", socket.display());
+    }
     daemon.serve()?;
     Ok(())
 }
