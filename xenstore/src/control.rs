@@ -69,7 +69,14 @@ fn done() -> Result<String, Errno> {
     Ok(String::from("OK"))
 }
 
-fn help<S: Storage>(_: &mut Server<S>, _: Privileged, _: &[&[u8]]) -> Result<String, Errno> {
+fn help<S: Storage>(
+    _: &mut Server<S>,
+    _: Privileged,
+    parameters: &[&[u8]],
+) -> Result<String, Errno> {
+    if !parameters.is_empty() {
+        return Err(Errno::EINVAL);
+    }
     let line = |command: &Command<S>| format!("{:<15} {}\n", command.name, command.parameters);
     Ok(commands().iter().map(line).collect())
 }
@@ -160,7 +167,10 @@ fn quota<S: Storage>(
     parameters: &[&[u8]],
 ) -> Result<String, Errno> {
     match parameters {
-        [] => Ok(settings(server, |quota| quota != Quota::SoftMemory)),
+        [] => {
+            let hard = Quota::all().filter(|quota| *quota != Quota::SoftMemory);
+            Ok(settings(server, hard.map(|quota| (quota.name(), quota))))
+        }
         [b"set", name, limit] => set(server, name, limit),
         [b"max"] => Ok(peaks(server)),
         [b"max", b"-r"] => {
@@ -178,21 +188,24 @@ fn quota_soft<S: Storage>(
     parameters: &[&[u8]],
 ) -> Result<String, Errno> {
     match parameters {
-        [] => Ok(settings(server, |quota| quota == Quota::SoftMemory)),
+        [] => Ok(settings(
+            server,
+            [("memory", Quota::SoftMemory)].into_iter(),
+        )),
         [b"set", b"memory", limit] => set(server, b"soft-memory", limit),
         _ => Err(Errno::EINVAL),
     }
 }
 
-fn settings<S: Storage>(server: &Server<S>, shown: impl Fn(Quota) -> bool) -> String {
-    let line = |quota: Quota| {
+fn settings<S: Storage>(
+    server: &Server<S>,
+    shown: impl Iterator<Item = (&'static str, Quota)>,
+) -> String {
+    let line = |(name, quota): (&str, Quota)| {
         let limit = server.settings.quotas.get(quota);
-        format!("{:<17}: {limit:8} {}\n", quota.name(), quota.help())
+        format!("{name:<17}: {limit:8} {}\n", quota.help())
     };
-    let lines: String = Quota::all()
-        .filter(|quota| shown(*quota))
-        .map(line)
-        .collect();
+    let lines: String = shown.map(line).collect();
     format!("Quota settings:\n{lines}")
 }
 

@@ -286,8 +286,8 @@ impl<S: Storage> Server<S> {
     ) -> Result<Answer, Refusal> {
         let mut rest = strings(payload);
         let features = match (rest.next(), rest.next(), token) {
-            (None, _, _) => self.client(conn).ok_or(Errno::EIO)?.features,
-            (Some(_), Some(_), _) => return Err(Errno::EINVAL.into()),
+            (None, _, _) if payload.is_empty() => self.client(conn).ok_or(Errno::EIO)?.features,
+            (None, _, _) | (Some(_), Some(_), _) => return Err(Errno::EINVAL.into()),
             (Some(_), None, None) => return Err(Errno::EACCES.into()),
             (Some(domid), None, Some(_)) => self.existing(conn, parse_domid(domid)?)?.features,
         };
@@ -313,7 +313,7 @@ impl<S: Storage> Server<S> {
     fn get_quota(&self, conn: ConnId, payload: &[u8]) -> Result<Answer, Refusal> {
         let given: Vec<&[u8]> = strings(payload).take(3).collect();
         let limit = match given.as_slice() {
-            [] => {
+            [] if payload.is_empty() => {
                 let names: Vec<&str> = Quota::all().map(Quota::name).collect();
                 return Ok(Answer::Text(names.join(" ")));
             }
@@ -374,7 +374,7 @@ impl<S: Storage> Server<S> {
 
     /// The id of an introduced domain that is neither privileged nor the store's own.
     fn introduced(&self, text: &[u8]) -> Result<DomId, Errno> {
-        let domid = self.ordinary(text)?;
+        let domid = self.another(text)?;
         if self.is_introduced(domid) {
             Ok(domid)
         } else {
@@ -382,11 +382,20 @@ impl<S: Storage> Server<S> {
         }
     }
 
-    /// The id of a domain that is neither privileged nor the store's own.
+    /// A domid that a domain may have which is neither privileged nor the store's own.
     fn ordinary(&self, text: &[u8]) -> Result<DomId, Errno> {
+        let domid = self.another(text)?;
+        if domid.is_ordinary() {
+            Ok(domid)
+        } else {
+            Err(Errno::EINVAL)
+        }
+    }
+
+    /// A domid that is neither the privileged domain's nor the store's own.
+    fn another(&self, text: &[u8]) -> Result<DomId, Errno> {
         let domid = parse_domid(text)?;
-        let special = domid == self.settings.privileged || domid == self.settings.store;
-        if special || !domid.is_ordinary() {
+        if domid == self.settings.privileged || domid == self.settings.store {
             Err(Errno::EINVAL)
         } else {
             Ok(domid)

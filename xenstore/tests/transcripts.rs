@@ -9,7 +9,7 @@ mod machine;
 mod transcript;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use machine::Machine;
 use transcript::Host;
@@ -32,7 +32,7 @@ fn over_a_flat_map_it_answers_the_same() {
 }
 
 fn play_all<S: Storage>(core: fn() -> Core<S>) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts");
+    let folder = folder();
     let wanted = std::env::var("TRANSCRIPT").unwrap_or_default();
     let mut files: Vec<_> = std::fs::read_dir(folder)
         .unwrap()
@@ -59,6 +59,34 @@ fn play_all<S: Storage>(core: fn() -> Core<S>) {
         failures.join("\n\n")
     );
     assert!(played > 0, "no transcripts found");
+}
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts")
+}
+
+#[test]
+fn the_table_of_malformed_payloads_names_cases_that_there_are() {
+    let document = std::fs::read_to_string(folder().join("README.md")).unwrap();
+    let (_, table) = document
+        .split_once("| what | cases |\n|---|---|\n")
+        .unwrap();
+    let rows = table.lines().filter_map(|row| row.split(" | ").nth(1));
+    let entries: Vec<&str> = rows
+        .flat_map(|cases| cases.trim_end_matches(" |").split("; "))
+        .collect();
+    assert!(!entries.is_empty(), "the table is empty");
+    for entry in &entries {
+        let (file, case) = entry.split_once(": ").unwrap();
+        let text = std::fs::read_to_string(folder().join(format!("{file}.txt"))).unwrap();
+        let line = format!("case {case}");
+        assert!(text.lines().any(|there| there == line), "{entry}");
+    }
+    let text = std::fs::read_to_string(folder().join("malformed.txt")).unwrap();
+    for case in parse(&text).unwrap() {
+        let named = entries.contains(&format!("malformed: {}", case.name).as_str());
+        assert!(named, "{} is not in the table", case.name);
+    }
 }
 
 /// Each of these is wrong in one line.

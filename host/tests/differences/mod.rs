@@ -12,12 +12,11 @@ const SPECIAL_PERMISSIONS: &str = "4.17 answers GET_PERMS of a special name with
 const SHORT_PATHS: &str =
     "4.17 refuses paths of more than 2048 bytes from the privileged domain, too";
 const LAX_NUMBERS: &str = "numbers are read loosely: -1 as a domid, garbage as 0";
-const ONE_STRING: &str =
-    "DIRECTORY and READ with more than one string, or an empty one, answer ENOENT";
+const ONE_STRING: &str = "requests of one path with more or fewer strings, or an empty one: ENOENT, from MKDIR and RM ENOMEM";
 const UNWATCH_EXTRA: &str = "UNWATCH passes over bytes behind the token";
 const UNWATCH_PATH: &str =
     "UNWATCH takes any path: one that cannot be watched is not watched, ENOENT";
-const SPECIAL_NAMES: &str = "any name that begins with `@` may be watched, however it ends";
+const SPECIAL_NAMES: &str = "any name that begins with `@` may be watched, however it ends; permissions of one that is none are not there, ENOENT";
 const COMMANDS: &str = "CONTROL has other commands";
 const INTRODUCE_DOM0: &str = "INTRODUCE of the privileged domain answers OK";
 const EVERY_DOMAIN: &str = "here every domid names a domain, because no hypervisor says otherwise";
@@ -134,6 +133,21 @@ pub(crate) const DIFFERENCES: &[(&str, &str, &str)] = &[
         LATER_TYPES,
     ),
     (
+        "malformed.txt",
+        "4096 bytes of which all or none are NULs, in requests for features and quotas",
+        LATER_TYPES,
+    ),
+    (
+        "malformed.txt",
+        "domids of nobody: features and quotas",
+        LATER_TYPES,
+    ),
+    (
+        "malformed.txt",
+        "what CONTROL refused has changed nothing",
+        LATER_TYPES,
+    ),
+    (
         "specials.txt",
         "the permissions of a special name change: a plain event, as any other",
         LATER_DEPTH,
@@ -153,6 +167,11 @@ pub(crate) const DIFFERENCES: &[(&str, &str, &str)] = &[
     (
         "watches.txt",
         "a watch on the root without what is below",
+        LATER_DEPTH,
+    ),
+    (
+        "watches.txt",
+        "removal and watches with a depth",
         LATER_DEPTH,
     ),
     (
@@ -184,11 +203,63 @@ pub(crate) const DIFFERENCES: &[(&str, &str, &str)] = &[
     ("nodes.txt", "an offset that is no number", LAX_NUMBERS),
     ("permissions.txt", "entries that are none", LAX_NUMBERS),
     (
+        "malformed.txt",
+        "4096 bytes of which all or none are NULs, where two domids are wanted",
+        LAX_NUMBERS,
+    ),
+    (
+        "malformed.txt",
+        "domids in permissions that are none",
+        LAX_NUMBERS,
+    ),
+    (
+        "malformed.txt",
+        "domids that are none: RELEASE",
+        LAX_NUMBERS,
+    ),
+    ("malformed.txt", "domids that are none: RESUME", LAX_NUMBERS),
+    (
+        "malformed.txt",
+        "domids that are none: IS_DOMAIN_INTRODUCED",
+        LAX_NUMBERS,
+    ),
+    (
+        "malformed.txt",
+        "domids that are none: GET_DOMAIN_PATH",
+        LAX_NUMBERS,
+    ),
+    (
+        "malformed.txt",
+        "domids that are none: INTRODUCE",
+        LAX_NUMBERS,
+    ),
+    (
+        "malformed.txt",
+        "domids that are none: SET_TARGET",
+        LAX_NUMBERS,
+    ),
+    ("malformed.txt", "offsets that are no numbers", LAX_NUMBERS),
+    (
+        "malformed.txt",
+        "CONTROL quota with numbers that are none",
+        LAX_NUMBERS,
+    ),
+    (
         "framing.txt",
         "one argument means one string to the last byte",
         ONE_STRING,
     ),
     ("framing.txt", "nothing but NULs", ONE_STRING),
+    (
+        "malformed.txt",
+        "one path, and something behind it",
+        ONE_STRING,
+    ),
+    (
+        "malformed.txt",
+        "4096 bytes of which all or none are NULs, where one path is wanted",
+        ONE_STRING,
+    ),
     (
         "framing.txt",
         "two arguments mean exactly two strings",
@@ -197,11 +268,23 @@ pub(crate) const DIFFERENCES: &[(&str, &str, &str)] = &[
     ("paths.txt", "misshapen paths", UNWATCH_PATH),
     ("paths.txt", "the folder of homes", UNWATCH_PATH),
     (
+        "malformed.txt",
+        "misshapen paths of watches to end",
+        UNWATCH_PATH,
+    ),
+    (
         "specials.txt",
         "any special name may be watched",
         SPECIAL_NAMES,
     ),
+    (
+        "malformed.txt",
+        "special names that are misshapen, watched, and with permissions to set",
+        SPECIAL_NAMES,
+    ),
     ("control.txt", "help names the commands", COMMANDS),
+    ("control.txt", "the log's switches", COMMANDS),
+    ("control.txt", "what there is, counted", COMMANDS),
     (
         "domains.txt",
         "introduction of the privileged and the store's domain, and of no domain",

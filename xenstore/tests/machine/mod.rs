@@ -12,6 +12,8 @@ use xenstore::{
 
 /// Little, so that runs are interrupted.
 const BUDGET: u32 = 7;
+/// Event channel ports that each domain has: the texts name 7 and 8.
+const PORTS: u32 = 8;
 
 pub(crate) struct Machine<S: Storage = Tree> {
     server: Server<S>,
@@ -225,10 +227,11 @@ impl<S: Storage> Machine<S> {
                 ticket,
                 conn,
                 domid,
-                ..
+                port,
             } => {
                 let domain = self.domains.get(&domid.get());
-                let outcome = match domain.filter(|domain| domain.has_ring) {
+                let connects = |domain: &&Domain| domain.has_ring && port.0 <= PORTS;
+                let outcome = match domain.filter(connects) {
                     Some(domain) => {
                         self.links.insert(domid.get(), Link::new(conn));
                         Outcome::Connected(domain.identity)
