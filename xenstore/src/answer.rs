@@ -2,6 +2,7 @@
 
 use alloc::format;
 use alloc::string::String;
+use alloc::vec;
 use alloc::vec::Vec;
 
 use crate::ids::Generation;
@@ -47,12 +48,9 @@ impl PartialEq for Answer {
 impl Answer {
     /// The whole child list.
     pub(crate) fn names<T: Clone>(children: &Children<T>) -> Self {
-        let mut names = Vec::with_capacity(children.list_size());
-        children.names_from(0, |name, _| {
-            append(&mut names, name.as_bytes());
-            true
-        });
-        Self::Names(names)
+        let mut list = List::new(children.list_size());
+        children.names_from(0, |name, _| list.append(name.as_bytes()));
+        Self::Names(list.bytes)
     }
 
     /// A child list from byte `offset` on (DIRECTORY_PART, protocol.md section 6): the generation, then whole names while they fit; a further
@@ -62,24 +60,19 @@ impl Answer {
         children: &Children<T>,
         offset: usize,
     ) -> Self {
-        let start = format!("{}\0", generation.0);
+        let number = format!("{}", generation.0);
         let left = children.list_size().saturating_sub(offset);
-        let size = start.len().saturating_add(left).saturating_add(1);
-        let mut payload = Vec::with_capacity(size.min(MOST));
-        payload.extend_from_slice(start.as_bytes());
-        let mut whole = true;
+        let start = listed_size(&number);
+        let mut list = List::new(start.saturating_add(left).saturating_add(1).min(MOST));
+        let mut whole = list.append(number.as_bytes());
         children.names_from(offset, |name, within| {
-            let rest = name.as_bytes().get(within..).unwrap_or_default();
-            whole = payload.len().saturating_add(rest.len()) < MOST;
-            if whole {
-                append(&mut payload, rest);
-            }
+            whole = list.append(name.as_bytes().get(within..).unwrap_or_default());
             whole
         });
-        if whole && payload.len() < MOST {
-            payload.push(0);
-        }
-        Self::Part(payload, start.len())
+        // The byte behind all names is a NUL already.
+        let end = list.end.saturating_add(usize::from(whole));
+        list.bytes.truncate(end);
+        Self::Part(list.bytes, start)
     }
 
     /// The payload of the reply. It may be too long for one, except for a part, which is cut to fit.
@@ -90,8 +83,8 @@ impl Answer {
             Self::Names(names) | Self::Part(names, _) => Payload::Bytes(names),
             Self::Permissions(shown) => Payload::Bytes(shown.into_bytes()),
             Self::Text(text) => {
-                let mut payload = Vec::with_capacity(listed_size(&text));
-                append(&mut payload, text.as_bytes());
+                let mut payload = text.into_bytes();
+                payload.push(0);
                 Payload::Bytes(payload)
             }
         }
@@ -108,8 +101,32 @@ impl Answer {
     }
 }
 
-/// Appends a string with its NUL.
-fn append(payload: &mut Vec<u8>, string: &[u8]) {
-    payload.extend_from_slice(string);
-    payload.push(0);
+/// Strings one behind the other, each with its NUL, in a place that is made for them.
+struct List {
+    /// NULs, where no string stands.
+    bytes: Vec<u8>,
+    /// Where the strings end.
+    end: usize,
+}
+
+impl List {
+    fn new(size: usize) -> Self {
+        Self {
+            bytes: vec![0; size],
+            end: 0,
+        }
+    }
+
+    /// Appends a string, if there is room for it; whether there was.
+    fn append(&mut self, string: &[u8]) -> bool {
+        let nul = self.end.saturating_add(string.len());
+        if nul >= self.bytes.len() {
+            return false;
+        }
+        if let Some(place) = self.bytes.get_mut(self.end..nul) {
+            place.copy_from_slice(string);
+        }
+        self.end = nul.saturating_add(1);
+        true
+    }
 }
