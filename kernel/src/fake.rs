@@ -49,6 +49,8 @@ struct Remote {
     peer: Option<LocalPort>,
     sent_unbound: bool,
     received: u32,
+    /// Collections of pending ports before the last event came.
+    received_at: u64,
 }
 
 /// Our end of one.
@@ -161,6 +163,12 @@ impl FakeXen {
         self.0.borrow_mut().memory_taken = percent;
     }
 
+    /// How often pending ports were collected: twice in each round of the dispatcher.
+    #[must_use]
+    pub fn collections(&self) -> u64 {
+        self.0.borrow().collections
+    }
+
     /// What time it is.
     #[must_use]
     pub fn time(&self) -> Instant {
@@ -222,6 +230,15 @@ impl FakeXen {
         world
             .remote(domid, port)
             .map_or(0, |remote| core::mem::take(&mut remote.received))
+    }
+
+    /// How often pending ports had been collected when the domain got its last event on its port.
+    #[must_use]
+    pub fn last_event(&self, domid: DomId, port: EvtchnPort) -> u64 {
+        let world = &mut *self.0.borrow_mut();
+        world
+            .remote(domid, port)
+            .map_or(0, |remote| remote.received_at)
     }
 
     /// The domain closes its port.
@@ -337,8 +354,10 @@ impl Events for FakeXen {
 
     fn notify(&mut self, local: LocalPort) {
         let world = &mut *self.0.borrow_mut();
+        let collections = world.collections;
         if let Some(remote) = world.peer(local) {
             remote.received = remote.received.saturating_add(1);
+            remote.received_at = collections;
         }
     }
 

@@ -1,6 +1,7 @@
 //! The dispatcher over a machine in memory, with the real store and real ring bytes.
 
 mod host;
+mod lazy;
 
 use core::time::Duration;
 
