@@ -21,7 +21,7 @@ use crate::link::{Link, Links};
 use crate::ring::{ErrorWord, RING_BYTES, Ring, RingFault};
 use crate::spell::Spell;
 use crate::sweep::Sweep;
-use crate::xen::{MemoryLeft, Page, PendingPorts, Xen, XenError};
+use crate::xen::{LocalPort, MemoryLeft, Page, PendingPorts, Xen, XenError};
 
 /// Rounds before the events owed are sent, even if there is more to do.
 const ROUNDS_A_TURN: u32 = 8;
@@ -48,7 +48,7 @@ pub struct Dispatcher<X: Xen> {
 }
 
 impl<X: Xen> Dispatcher<X> {
-    /// Connects the privileged domain, whose first requests may be in its ring already.
+    /// Connects the privileged domain, whose first requests may be in its ring already, then those that have a ring from Xen itself.
     ///
     /// # Errors
     /// Its ring or its port cannot be had: nobody could be served.
@@ -58,7 +58,8 @@ impl<X: Xen> Dispatcher<X> {
         privileged: DomId,
         config: &Config,
     ) -> Result<Self, StartError> {
-        let domains = DomainPoll::start(&mut xen);
+        let mut domains = DomainPoll::start(&mut xen);
+        let existing = domains.existing(&mut xen);
         let mut dispatcher = Self {
             links: Links::new(privileged),
             ring_scan: Sweep::new(config.ring_scan, xen.now()),
@@ -71,6 +72,11 @@ impl<X: Xen> Dispatcher<X> {
             domains,
         };
         dispatcher.open(privileged, config.event)?;
+        for domid in existing {
+            if domid != privileged {
+                dispatcher.adopt(domid);
+            }
+        }
         Ok(dispatcher)
     }
 
@@ -305,9 +311,7 @@ impl fmt::Display for LinkFault {
 impl<X: Xen> Dispatcher<X> {
     /// Lets go of domains that ended, and tells the store of these and of those that shut down.
     fn bury(&mut self) {
-        let events = self
-            .domains
-            .poll(&mut self.xen, self.server.known_domains());
+        let events = self.domains.poll(&mut self.xen, &self.server);
         for event in &events {
             let &DomainEvent::Dead(identity) = event else {
                 continue;
@@ -365,7 +369,7 @@ impl<X: Xen> Dispatcher<X> {
         true
     }
 
-    /// Takes up a ring that is in use already, as it is.
+    /// Connects the privileged domain.
     fn open(&mut self, domid: DomId, port: EvtchnPort) -> Result<(), StartError> {
         let page = self
             .xen
@@ -386,15 +390,46 @@ impl<X: Xen> Dispatcher<X> {
             domid,
             unique: unique.unwrap_or(UniqueId(0)),
         };
+        self.take_up(identity, Ring::new(page), local);
+        info!("domain {domid} connected, port {}", port.0);
+        Ok(())
+    }
+
+    /// Connects a domain that was there before the store, if Xen gave it a ring with a port in it (dom0less). Any other waits for
+    /// its INTRODUCE.
+    fn adopt(&mut self, domid: DomId) {
+        let Ok(page) = self.xen.map(domid, GrantRef::XENSTORE) else {
+            return;
+        };
         let ring = Ring::new(page);
-        let features = self.server.features(domid);
+        let Some(port) = ring.evtchn_port() else {
+            return self.unmap(domid, ring);
+        };
+        let connected = self.living(domid).and_then(|identity| {
+            let local = self.xen.bind(domid, port);
+            let local = local.map_err(|error| ConnectError::Bind(port, error))?;
+            Ok((identity, local))
+        });
+        match connected {
+            Ok((identity, local)) => {
+                self.take_up(identity, ring, local);
+                info!("domain {domid} connected, port {}", port.0);
+            }
+            Err(error) => {
+                warn!("domain {domid}: cannot be connected: {error}");
+                self.unmap(domid, ring);
+            }
+        }
+    }
+
+    /// Takes up a ring that may be in use already, as it is.
+    fn take_up(&mut self, identity: Identity, ring: Ring<X::Page>, local: LocalPort) {
+        let features = self.server.features(identity.domid);
         let conn = self.server.open_domain(identity);
         ring.offer(features);
         ring.welcome();
         self.links
             .insert(Link::new(identity, conn, local, ring, features));
-        info!("domain {domid} connected, port {}", port.0);
-        Ok(())
     }
 
     /// INTRODUCE (protocol.md 7.2): connects a domain's ring, or connects it anew. A failure leaves it without a link.
@@ -405,12 +440,11 @@ impl<X: Xen> Dispatcher<X> {
         port: EvtchnPort,
     ) -> Result<Identity, ConnectError> {
         let (identity, ring) = self.take_ring(domid)?;
-        let port = ring.evtchn_port().unwrap_or(port);
-        let local = match self.xen.bind(domid, port) {
-            Ok(local) => local,
+        let (port, local) = match self.bind(domid, ring.evtchn_port(), port) {
+            Ok(bound) => bound,
             Err(error) => {
                 self.unmap(domid, ring);
-                return Err(ConnectError::Bind(port, error));
+                return Err(error);
             }
         };
         let features = self.server.features(domid);
@@ -420,6 +454,24 @@ impl<X: Xen> Dispatcher<X> {
             .insert(Link::new(identity, conn, local, ring, features));
         info!("domain {domid} introduced, port {}", port.0);
         Ok(identity)
+    }
+
+    /// Binds the port that the page names, if it can be bound, else the toolstack's.
+    fn bind(
+        &mut self,
+        domid: DomId,
+        in_page: Option<EvtchnPort>,
+        named: EvtchnPort,
+    ) -> Result<(EvtchnPort, LocalPort), ConnectError> {
+        if let Some(port) = in_page
+            && let Ok(local) = self.xen.bind(domid, port)
+        {
+            return Ok((port, local));
+        }
+        match self.xen.bind(domid, named) {
+            Ok(local) => Ok((named, local)),
+            Err(error) => Err(ConnectError::Bind(named, error)),
+        }
     }
 
     /// The mapped ring of whoever has `domid` now. An old link ends; its mapping is kept if it is the same domain's.

@@ -70,6 +70,13 @@ pub trait Domains {
     /// # Errors
     /// What Xen answered when it would not say.
     fn domain(&mut self, domid: DomId) -> Result<Option<DomainInfo>, XenError>;
+
+    /// The next domain that came, went or changed since it was last named; none when all are named. After
+    /// [`Events::bind_domain_exception`] these are all domains.
+    ///
+    /// # Errors
+    /// This Xen keeps no such list.
+    fn next_changed(&mut self) -> Result<Option<DomId>, XenError>;
 }
 
 /// Time and waiting.

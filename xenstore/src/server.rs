@@ -172,6 +172,13 @@ impl<S: Storage> Server<S> {
             .filter_map(|domain| domain.identity())
     }
 
+    /// The domain with this id, if its end matters.
+    #[must_use]
+    pub fn known_domain(&self, domid: DomId) -> Option<Identity> {
+        let domain = self.domains.get(domid)?.identity();
+        domain.filter(|_| !self.domains.is_privileged(domid))
+    }
+
     /// Whether a domain has a connection.
     #[must_use]
     pub fn is_introduced(&self, domid: DomId) -> bool {

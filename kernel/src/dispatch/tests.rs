@@ -1,7 +1,9 @@
 //! The dispatcher over a machine in memory, with the real store and real ring bytes.
 
+mod early;
 mod host;
 mod lazy;
+mod releases;
 
 use core::time::Duration;
 
@@ -11,7 +13,7 @@ use xenstore::wire::Kind;
 use self::host::{DOM0, Guest, machine, start, start_on};
 use super::*;
 use crate::domains::POLL_INTERVAL;
-use crate::fake::Call;
+use crate::fake::{Call, Release};
 
 const RING_SCAN: Duration = Duration::from_secs(20);
 const FIVE: DomId = DomId::new(5);

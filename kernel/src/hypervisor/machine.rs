@@ -8,7 +8,7 @@ use xenstore::{DomId, EvtchnPort, GrantRef, Instant};
 
 use super::abi::{VIRQ_DOM_EXC, VIRQ_TIMER};
 use super::clock::Timer;
-use super::domain::DomainInterface;
+use super::domain::Hypervisor;
 use super::grant::MappedPage;
 use super::memory::Memory;
 use super::page::SharedPage;
@@ -21,6 +21,7 @@ use super::{
     trap, upcall,
 };
 use crate::boot_info::{BootInfo, ImageLayout};
+use crate::domain_interface::DomainInterface;
 use crate::xen::{
     Clock, DomainInfo, Domains, Events, Grants, LocalPort, MemoryLeft, PendingPorts, XenError,
 };
@@ -93,7 +94,7 @@ impl Machine {
         // Xen gives PVH domains no periodic timer; where it does, it is not wanted.
         let _ = hypercall::stop_periodic_timer();
         let timer_port = event::bind_virq(VIRQ_TIMER).map_err(StartError::Timer)?;
-        let domains = DomainInterface::probe();
+        let domains = DomainInterface::probe(&mut Hypervisor);
         info!("state of domains by {domains}");
         Ok(Self {
             shared,
@@ -103,7 +104,7 @@ impl Machine {
             console_port,
             domains,
             own_domid,
-            privileged_domid: domains.privileged_domain(),
+            privileged_domid: domains.privileged_domain(&mut Hypervisor),
             latest: Instant::default(),
         })
     }
@@ -234,7 +235,11 @@ impl crate::xen::Memory for Machine {
 
 impl Domains for Machine {
     fn domain(&mut self, domid: DomId) -> Result<Option<DomainInfo>, XenError> {
-        self.domains.domain(domid)
+        self.domains.domain(&mut Hypervisor, domid)
+    }
+
+    fn next_changed(&mut self) -> Result<Option<DomId>, XenError> {
+        self.domains.next_changed(&mut Hypervisor)
     }
 }
 

@@ -35,7 +35,6 @@ mod trap;
 mod upcall;
 mod window;
 
-pub use domain::DomainInterface;
 pub use grant::MappedPage;
 pub use heap::{HeapUsage, KernelHeap, heap_usage};
 pub use machine::{Machine, prepare};
