@@ -443,6 +443,9 @@ impl<X: Xen> Dispatcher<X> {
         let (port, local) = match self.bind(domid, ring.evtchn_port(), port) {
             Ok(bound) => bound,
             Err(error) => {
+                if self.server.features(domid) & Features::ERROR.bits() != 0 {
+                    ring.fail(ErrorWord::Communication);
+                }
                 self.unmap(domid, ring);
                 return Err(error);
             }
