@@ -390,6 +390,7 @@ impl<X: Xen> Dispatcher<X> {
             domid,
             unique: unique.unwrap_or(UniqueId(0)),
         };
+        self.xen.prefer(local);
         self.take_up(identity, Ring::new(page), local);
         info!("domain {domid} connected, port {}", port.0);
         Ok(())

@@ -426,6 +426,8 @@ impl Events for FakeXen {
         Ok(local)
     }
 
+    fn prefer(&mut self, _: LocalPort) {}
+
     fn close(&mut self, local: LocalPort) {
         let world = &mut *self.0.borrow_mut();
         if let Some(remote) = world.peer(local) {
@@ -546,7 +548,7 @@ impl World {
 }
 
 impl Memory for FakeXen {
-    fn memory(&self) -> MemoryLeft {
+    fn memory(&mut self) -> MemoryLeft {
         MemoryLeft {
             free: u64::from(100_u8.saturating_sub(self.0.borrow().memory_taken)),
             total: 100,

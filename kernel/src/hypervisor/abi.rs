@@ -65,6 +65,19 @@ pub(super) const CURRENT_RESERVATION: u64 = 3;
 pub(super) const MAXIMUM_RESERVATION: u64 = 4;
 
 operation!(
+/// `struct xen_memory_reservation` for `XENMEM_populate_physmap`: as many extents as were given are the result.
+PopulatePhysmap, Memory 6, 32, {
+    /// Address of the first guest frame number of each extent.
+    extents: u64,
+    count: u64,
+    /// An extent is 2^order pages.
+    order: u32,
+    flags: u32,
+    domid: u16,
+    padding: [u16; 3],
+});
+
+operation!(
 /// `struct xen_add_to_physmap`.
 AddToPhysmap, Memory 7, 24, {
     domid: u16,
@@ -153,6 +166,28 @@ pub(super) type ClosePort = PortOperation<3>;
 pub(super) type SendEvent = PortOperation<4>;
 /// `EVTCHNOP_unmask`.
 pub(super) type UnmaskPort = PortOperation<9>;
+
+operation!(
+/// `struct evtchn_init_control`: switches the domain to the FIFO ABI.
+InitControl, EventChannel 11, 24, {
+    control_gfn: u64,
+    offset: u32,
+    vcpu: u32,
+    /// Out: how wide a link is.
+    link_bits: u8,
+    padding: [u8; 7],
+});
+operation!(
+    /// `struct evtchn_expand_array`: one page more of event words.
+    ExpandArray, EventChannel 12, 8, { array_gfn: u64, });
+operation!(
+/// `struct evtchn_set_priority`.
+SetPriority, EventChannel 13, 8, {
+    port: u32,
+    priority: u32,
+});
+/// `EVTCHN_FIFO_PRIORITY_MAX`.
+pub(super) const HIGHEST_PRIORITY: u32 = 0;
 
 // grant_table.h
 
