@@ -13,6 +13,8 @@ use core::time::Duration;
 use log::LevelFilter;
 use xenstore::{DomId, EvtchnPort, Quota, Quotas};
 
+use crate::xen::EventAbi;
+
 /// What the command line says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -28,6 +30,8 @@ pub struct Config {
     pub event_timeout: Duration,
     /// How long the slow scan of all rings takes; `None` if there is none.
     pub ring_scan: Option<Duration>,
+    /// How events are delivered.
+    pub event_abi: EventAbi,
     /// What is worth a line on the console.
     pub log_level: LevelFilter,
     /// A sentence for each word that was left out, at most [`MAX_WARNINGS`].
@@ -67,6 +71,7 @@ impl Config {
             quotas: Quotas::default(),
             event_timeout: Duration::from_secs(20),
             ring_scan: Some(Duration::from_secs(20)),
+            event_abi: EventAbi::default(),
             log_level: LevelFilter::Info,
             warnings: Vec::new(),
         };
@@ -161,6 +166,15 @@ impl Config {
         Ok(())
     }
 
+    fn set_event_abi(&mut self, value: &[u8]) -> Result<(), Why> {
+        self.event_abi = match value {
+            b"fifo" => EventAbi::Fifo,
+            b"2level" => EventAbi::TwoLevel,
+            _ => return Err("it takes fifo or 2level"),
+        };
+        Ok(())
+    }
+
     fn set_log_level(&mut self, value: &[u8]) -> Result<(), Why> {
         self.log_level = str::from_utf8(value)
             .ok()
@@ -239,6 +253,7 @@ const OPTIONS: &[Spelling] = &[
 /// The words `name=value`.
 const WORDS: &[Spelling] = &[
     word("ring-scan", Meaning::Setting(Config::set_ring_scan)),
+    word("evtchn", Meaning::Setting(Config::set_event_abi)),
     word("loglevel", Meaning::Setting(Config::set_log_level)),
 ];
 
@@ -377,7 +392,17 @@ mod tests {
         assert_eq!(config.quotas, Quotas::default());
         assert_eq!(config.event_timeout, Duration::from_secs(20));
         assert_eq!(config.ring_scan, Some(Duration::from_secs(20)));
+        assert_eq!(config.event_abi, EventAbi::Fifo);
         assert_eq!(config.log_level, LevelFilter::Info);
+        assert!(config.warnings.is_empty());
+    }
+
+    #[test]
+    fn the_event_abi_can_be_chosen() {
+        let config = parse("--event 5 evtchn=2level");
+        assert_eq!(config.event_abi, EventAbi::TwoLevel);
+        let config = parse("--event 5 evtchn=2level evtchn=fifo");
+        assert_eq!(config.event_abi, EventAbi::Fifo);
         assert!(config.warnings.is_empty());
     }
 
@@ -506,6 +531,7 @@ mod tests {
             "ring-scan=--1",
             "ring-scan=",
             "loglevel=loud",
+            "evtchn=3level",
             "-E 4294967296",
         ];
         for line in lines {

@@ -1,6 +1,7 @@
 //! The one place that joins Xen and the store: ports become links, links' bytes become requests, the store's wishes become hypercalls.
 //!
-//! A turn is a few rounds and ends by sending the events that it owes, one for each link at most. A round: collect pending ports; give
+//! A turn is a few rounds. A link gets the event that it is owed when nothing more is to be done for it, at the latest when the turn
+//! ends: so one event tells of much, and nobody waits for it until others are served, too. A round: collect pending ports; give
 //! every link with credit one look, the privileged domain's first; collect again and deal with ended domains; let the store run; do
 //! what it asks for. Ended domains come *between* reading requests and running them: Xen raises its interrupt before a domid can be
 //! used again, so a request that speaks of the new domain is never run while the old one is still known (hostility.md R13).
@@ -14,17 +15,20 @@ use xenstore::{
 };
 
 use crate::config::Config;
+use crate::credit::{Lazy, Look, bonus};
 use crate::domains::DomainPoll;
 use crate::link::{Link, Links};
 use crate::ring::{ErrorWord, RING_BYTES, Ring, RingFault};
 use crate::spell::Spell;
 use crate::sweep::Sweep;
-use crate::xen::{MemoryLeft, Page, PendingPorts, Xen, XenError};
+use crate::xen::{LocalPort, MemoryLeft, Page, PendingPorts, Xen, XenError};
 
 /// Rounds before the events owed are sent, even if there is more to do.
 const ROUNDS_A_TURN: u32 = 8;
 /// Links looked at in a round besides the privileged domain's, which so waits for no more than these.
 const LINKS_A_ROUND: usize = 32;
+/// Links looked at in a round besides, which nobody asked for: the scan's and those of lazy connections.
+const UNASKED_A_ROUND: usize = 16;
 /// Wishes of the store fulfilled in a round.
 const ACTIONS_A_ROUND: u32 = 32;
 /// What the store may spend in a round, in its units of cost: a small request is one.
@@ -37,12 +41,14 @@ pub struct Dispatcher<X: Xen> {
     links: Links<X::Page>,
     domains: DomainPoll,
     ring_scan: Sweep<DomId>,
+    lazy: Lazy,
+    lazy_spells: u64,
     pending: PendingPorts,
     leaks: Spell,
 }
 
 impl<X: Xen> Dispatcher<X> {
-    /// Connects the privileged domain, whose first requests may be in its ring already.
+    /// Connects the privileged domain, whose first requests may be in its ring already, then those that have a ring from Xen itself.
     ///
     /// # Errors
     /// Its ring or its port cannot be had: nobody could be served.
@@ -52,10 +58,13 @@ impl<X: Xen> Dispatcher<X> {
         privileged: DomId,
         config: &Config,
     ) -> Result<Self, StartError> {
-        let domains = DomainPoll::start(&mut xen);
+        let mut domains = DomainPoll::start(&mut xen);
+        let existing = domains.existing(&mut xen);
         let mut dispatcher = Self {
             links: Links::new(privileged),
             ring_scan: Sweep::new(config.ring_scan, xen.now()),
+            lazy: Lazy::new(config.ring_scan.unwrap_or_default()),
+            lazy_spells: 0,
             pending: PendingPorts::default(),
             leaks: Spell::default(),
             xen,
@@ -63,6 +72,11 @@ impl<X: Xen> Dispatcher<X> {
             domains,
         };
         dispatcher.open(privileged, config.event)?;
+        for domid in existing {
+            if domid != privileged {
+                dispatcher.adopt(domid);
+            }
+        }
         Ok(dispatcher)
     }
 
@@ -76,14 +90,25 @@ impl<X: Xen> Dispatcher<X> {
         let mut progress = Progress::More;
         for _ in 0..ROUNDS_A_TURN {
             progress = self.round(other);
+            self.send_events(false);
             if progress == Progress::Idle {
                 break;
             }
         }
-        for port in self.links.take_owed() {
+        self.send_events(true);
+        progress
+    }
+
+    fn send_events(&mut self, all: bool) {
+        for port in self.links.take_owed(all) {
             self.xen.notify(port);
         }
-        progress
+    }
+
+    /// How often a connection was found lazy: with work that no event had told of.
+    #[must_use]
+    pub fn lazy_spells(&self) -> u64 {
+        self.lazy_spells
     }
 
     /// Sleeps until there may be something to do.
@@ -91,6 +116,7 @@ impl<X: Xen> Dispatcher<X> {
         let deadlines = [
             self.server.poll_timeout(),
             self.ring_scan.deadline(),
+            self.lazy.deadline(),
             self.domains.deadline(),
         ];
         self.xen.wait(deadlines.into_iter().flatten().min());
@@ -111,8 +137,14 @@ impl<X: Xen> Dispatcher<X> {
         let now = self.xen.now();
         self.tick(now);
         self.collect();
-        for domid in self.links.take_round(LINKS_A_ROUND) {
-            self.look_at(domid, now);
+        for (domid, look) in self.links.take_round(LINKS_A_ROUND, UNASKED_A_ROUND) {
+            if self.look_at(domid, now) {
+                self.links.found_work(domid, look);
+                self.links.go_on(domid);
+            }
+            if look == Look::Scan {
+                self.judge(domid, now);
+            }
         }
         self.collect();
         self.bury();
@@ -122,7 +154,7 @@ impl<X: Xen> Dispatcher<X> {
         let acted = self.act();
         while let Some(conn) = self.server.poll_ready() {
             match self.links.with_conn(conn) {
-                Some(domid) => self.links.grant(domid),
+                Some(domid) => self.links.go_on(domid),
                 None => other(conn),
             }
         }
@@ -139,15 +171,21 @@ impl<X: Xen> Dispatcher<X> {
             self.server.handle_timeout(now);
         }
         for domid in self.ring_scan.due(now, || self.links.domids()) {
-            self.links.grant(domid);
+            self.links.grant(domid, Look::Scan);
         }
+        let links = &mut self.links;
+        self.lazy.due(now, |domid| {
+            let left = links.get_mut(domid)?.credit.take_bonus()?;
+            links.grant(domid, Look::Bonus);
+            Some(left)
+        });
     }
 
     fn collect(&mut self) {
         self.xen.collect(&mut self.pending);
         while let Some(port) = self.pending.take() {
             match self.links.with_port(port) {
-                Some(domid) => self.links.grant(domid),
+                Some(domid) => self.links.signal(domid),
                 None => self.domains.hint(port),
             }
         }
@@ -156,23 +194,51 @@ impl<X: Xen> Dispatcher<X> {
 
 /// Bytes: one look at one link.
 impl<X: Xen> Dispatcher<X> {
-    fn look_at(&mut self, domid: DomId, now: Instant) {
+    /// Moves what there is to move, and answers whether there was anything.
+    fn look_at(&mut self, domid: DomId, now: Instant) -> bool {
         let Some(link) = self.links.get_mut(domid) else {
-            return;
+            return false;
         };
         if link.offers(Features::RECONNECTION) && link.ring.reconnect_requested() {
             self.server.reset(link.conn);
             link.ring.reset();
             link.stopped = false;
             self.links.owe_event(domid);
-        } else if !link.stopped {
-            match transfer(link, &mut self.server) {
-                Ok(0) => {}
-                Ok(_) => {
-                    self.links.owe_event(domid);
-                    self.links.grant(domid);
-                }
-                Err(fault) => self.stop(domid, fault, now),
+            return true;
+        }
+        if link.stopped {
+            return false;
+        }
+        match transfer(link, &mut self.server) {
+            Ok(0) => false,
+            Ok(_) => {
+                self.links.owe_event(domid);
+                true
+            }
+            Err(fault) => {
+                self.stop(domid, fault, now);
+                false
+            }
+        }
+    }
+
+    /// What the scan makes of a link at which it has looked.
+    fn judge(&mut self, domid: DomId, now: Instant) {
+        let looks = bonus(self.links.count());
+        let Some(link) = self.links.get_mut(domid) else {
+            return;
+        };
+        let (is_lazy, is_news) = link.judge();
+        if !is_lazy {
+            return;
+        }
+        if link.credit.give_bonus(looks) {
+            self.lazy.add(domid, looks, now);
+        }
+        if is_news {
+            self.lazy_spells = self.lazy_spells.saturating_add(1);
+            if let Some(untold) = link.lazy_spells.count(now) {
+                info!("domain {domid} is lazy: it sent no event for what is in its ring{untold}");
             }
         }
     }
@@ -262,9 +328,7 @@ impl fmt::Display for LinkFault {
 impl<X: Xen> Dispatcher<X> {
     /// Lets go of domains that ended, and tells the store of these and of those that shut down.
     fn bury(&mut self) {
-        let events = self
-            .domains
-            .poll(&mut self.xen, self.server.known_domains());
+        let events = self.domains.poll(&mut self.xen, &self.server);
         for event in &events {
             let &DomainEvent::Dead(identity) = event else {
                 continue;
@@ -322,7 +386,7 @@ impl<X: Xen> Dispatcher<X> {
         true
     }
 
-    /// Takes up a ring that is in use already, as it is.
+    /// Connects the privileged domain.
     fn open(&mut self, domid: DomId, port: EvtchnPort) -> Result<(), StartError> {
         let page = self
             .xen
@@ -343,15 +407,47 @@ impl<X: Xen> Dispatcher<X> {
             domid,
             unique: unique.unwrap_or(UniqueId(0)),
         };
+        self.xen.prefer(local);
+        self.take_up(identity, Ring::new(page), local);
+        info!("domain {domid} connected, port {}", port.0);
+        Ok(())
+    }
+
+    /// Connects a domain that was there before the store, if Xen gave it a ring with a port in it (dom0less). Any other waits for
+    /// its INTRODUCE.
+    fn adopt(&mut self, domid: DomId) {
+        let Ok(page) = self.xen.map(domid, GrantRef::XENSTORE) else {
+            return;
+        };
         let ring = Ring::new(page);
-        let features = self.server.features(domid);
+        let Some(port) = ring.evtchn_port() else {
+            return self.unmap(domid, ring);
+        };
+        let connected = self.living(domid).and_then(|identity| {
+            let local = self.xen.bind(domid, port);
+            let local = local.map_err(|error| ConnectError::Bind(port, error))?;
+            Ok((identity, local))
+        });
+        match connected {
+            Ok((identity, local)) => {
+                self.take_up(identity, ring, local);
+                info!("domain {domid} connected, port {}", port.0);
+            }
+            Err(error) => {
+                warn!("domain {domid}: cannot be connected: {error}");
+                self.unmap(domid, ring);
+            }
+        }
+    }
+
+    /// Takes up a ring that may be in use already, as it is.
+    fn take_up(&mut self, identity: Identity, ring: Ring<X::Page>, local: LocalPort) {
+        let features = self.server.features(identity.domid);
         let conn = self.server.open_domain(identity);
         ring.offer(features);
         ring.welcome();
         self.links
             .insert(Link::new(identity, conn, local, ring, features));
-        info!("domain {domid} connected, port {}", port.0);
-        Ok(())
     }
 
     /// INTRODUCE (protocol.md 7.2): connects a domain's ring, or connects it anew. A failure leaves it without a link.
@@ -362,12 +458,14 @@ impl<X: Xen> Dispatcher<X> {
         port: EvtchnPort,
     ) -> Result<Identity, ConnectError> {
         let (identity, ring) = self.take_ring(domid)?;
-        let port = ring.evtchn_port().unwrap_or(port);
-        let local = match self.xen.bind(domid, port) {
-            Ok(local) => local,
+        let (port, local) = match self.bind(domid, ring.evtchn_port(), port) {
+            Ok(bound) => bound,
             Err(error) => {
+                if self.server.features(domid) & Features::ERROR.bits() != 0 {
+                    ring.fail(ErrorWord::Communication);
+                }
                 self.unmap(domid, ring);
-                return Err(ConnectError::Bind(port, error));
+                return Err(error);
             }
         };
         let features = self.server.features(domid);
@@ -379,9 +477,27 @@ impl<X: Xen> Dispatcher<X> {
         Ok(identity)
     }
 
+    /// Binds the port that the page names, if it can be bound, else the toolstack's.
+    fn bind(
+        &mut self,
+        domid: DomId,
+        in_page: Option<EvtchnPort>,
+        named: EvtchnPort,
+    ) -> Result<(EvtchnPort, LocalPort), ConnectError> {
+        if let Some(port) = in_page
+            && let Ok(local) = self.xen.bind(domid, port)
+        {
+            return Ok((port, local));
+        }
+        match self.xen.bind(domid, named) {
+            Ok(local) => Ok((named, local)),
+            Err(error) => Err(ConnectError::Bind(named, error)),
+        }
+    }
+
     /// The mapped ring of whoever has `domid` now. An old link ends; its mapping is kept if it is the same domain's.
     fn take_ring(&mut self, domid: DomId) -> Result<(Identity, Ring<X::Page>), ConnectError> {
-        if let Some(old) = self.links.remove(domid) {
+        if let Some(old) = self.take_link(domid) {
             self.xen.close(old.port);
             if self.living(domid) == Ok(old.identity) {
                 return Ok((old.identity, old.ring));
@@ -412,10 +528,15 @@ impl<X: Xen> Dispatcher<X> {
     }
 
     fn disconnect(&mut self, domid: DomId) {
-        if let Some(link) = self.links.remove(domid) {
+        if let Some(link) = self.take_link(domid) {
             self.xen.close(link.port);
             self.unmap(domid, link.ring);
         }
+    }
+
+    fn take_link(&mut self, domid: DomId) -> Option<Link<X::Page>> {
+        self.lazy.remove(domid);
+        self.links.remove(domid)
     }
 
     fn unmap(&mut self, domid: DomId, ring: Ring<X::Page>) {

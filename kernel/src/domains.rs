@@ -7,11 +7,11 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use log::{error, warn};
-use xenstore::{DomainEvent, Identity, Instant};
+use xenstore::{DomId, DomainEvent, Identity, Instant, Server};
 
 use crate::spell::Spell;
 use crate::sweep::Sweep;
-use crate::xen::{LocalPort, Xen};
+use crate::xen::{LocalPort, Xen, XenError};
 
 /// How long one slow round over all known domains takes: without any hint a death is noticed within twice this.
 pub const POLL_INTERVAL: Duration = Duration::from_secs(10);
@@ -28,15 +28,17 @@ pub struct DomainPoll {
 impl DomainPoll {
     /// Binds the virtual interrupt. If Xen refuses, that is logged and done without.
     pub fn start<X: Xen>(xen: &mut X) -> Self {
-        let exception = xen.bind_domain_exception().inspect_err(|error| {
-            error!("no interrupt for ended domains ({error}): deaths are noticed late");
-        });
         Self {
-            exception: exception.ok(),
+            exception: bind(xen),
             hinted: false,
             slow: Sweep::new(Some(POLL_INTERVAL), xen.now()),
             refusals: Spell::default(),
         }
+    }
+
+    /// The domains that are there, right after the start; none if this Xen keeps no list of them.
+    pub fn existing<X: Xen>(&mut self, xen: &mut X) -> Vec<DomId> {
+        all_changed(xen).unwrap_or_default()
     }
 
     /// Takes a pending port as a hint, if it is the virtual interrupt's.
@@ -50,25 +52,54 @@ impl DomainPoll {
         self.slow.deadline()
     }
 
-    /// What became of the `known` domains: all of them after a hint, one hypercall for each, else the slice that is due.
+    /// What became of the domains that `server` knows: after a hint of those that Xen names, or of all of them if it names none; and of
+    /// the slice that is due.
     ///
-    /// All of them, because a request about a new domain must not be served while an old one with its id is still known
+    /// All at once after a hint, because a request about a new domain must not be served while an old one with its id is still known
     /// (hostility.md R13).
-    pub fn poll<X: Xen>(
+    pub fn poll<X: Xen>(&mut self, xen: &mut X, server: &Server) -> Vec<DomainEvent> {
+        let now = xen.now();
+        let mut events = Vec::new();
+        if core::mem::take(&mut self.hinted) {
+            match all_changed(xen) {
+                Ok(domids) => {
+                    let known = domids
+                        .into_iter()
+                        .filter_map(|domid| server.known_domain(domid));
+                    self.look_at_all(xen, known, &mut events);
+                }
+                Err(_) => self.look_at_all(xen, server.known_domains(), &mut events),
+            }
+        }
+        let told = events.len();
+        let slice = self.slow.due(now, || server.known_domains());
+        self.look_at_all(xen, slice.into_iter(), &mut events);
+        let slowly = events.get(told..).unwrap_or_default();
+        if slowly
+            .iter()
+            .any(|event| matches!(event, DomainEvent::Dead(_)))
+        {
+            self.rebind(xen);
+        }
+        events
+    }
+
+    /// A death of which no hint came may mean that none will come any more: a new binding names all domains again, and those that end
+    /// from now on (XSA-496).
+    fn rebind<X: Xen>(&mut self, xen: &mut X) {
+        if let Some(port) = self.exception.take() {
+            xen.close(port);
+        }
+        self.exception = bind(xen);
+    }
+
+    fn look_at_all<X: Xen>(
         &mut self,
         xen: &mut X,
         known: impl Iterator<Item = Identity>,
-    ) -> Vec<DomainEvent> {
-        let now = xen.now();
-        let looked_at = if core::mem::take(&mut self.hinted) {
-            known.collect()
-        } else {
-            self.slow.due(now, || known)
-        };
-        looked_at
-            .into_iter()
-            .filter_map(|identity| self.look_at(xen, identity))
-            .collect()
+        events: &mut Vec<DomainEvent>,
+    ) {
+        events.extend(known.filter_map(|identity| self.look_at(xen, identity)));
     }
 
     fn look_at<X: Xen>(&mut self, xen: &mut X, known: Identity) -> Option<DomainEvent> {
@@ -86,4 +117,26 @@ impl DomainPoll {
             }
         }
     }
+}
+
+fn bind<X: Xen>(xen: &mut X) -> Option<LocalPort> {
+    let bound = xen.bind_domain_exception().inspect_err(|error| {
+        error!("no interrupt for ended domains ({error}): deaths are noticed late");
+    });
+    bound.ok()
+}
+
+/// The domains that changed, each once.
+///
+/// # Errors
+/// This Xen does not name them.
+fn all_changed<X: Xen>(xen: &mut X) -> Result<Vec<DomId>, XenError> {
+    let mut domids = Vec::new();
+    for _ in 0..DomId::FIRST_RESERVED {
+        let Some(domid) = xen.next_changed()? else {
+            break;
+        };
+        domids.push(domid);
+    }
+    Ok(domids)
 }

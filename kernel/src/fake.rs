@@ -12,6 +12,10 @@ use core::time::Duration;
 
 use xenstore::{DomId, EvtchnPort, GrantRef, Identity, Instant, UniqueId};
 
+use crate::domain_interface::{
+    DomainCalls, DomainInterface, InfoAnswer, NEXT_CHANGED, StateAnswer, capability, errno, info,
+    state,
+};
 use crate::xen::{
     Clock, DomainInfo, Domains, Events, Grants, LocalPort, MAX_PORTS, Memory, MemoryLeft, Page,
     PendingPorts, XenError,
@@ -32,6 +36,15 @@ struct World {
     notified: BTreeSet<DomId>,
     mapped: usize,
     refused: BTreeMap<Call, XenError>,
+    /// Questions about domains.
+    questions: u64,
+    release: Release,
+    /// How the dispatcher asks for domains; found out at the first question.
+    interface: Option<DomainInterface>,
+    /// Which domains came, went or changed since they were named.
+    changed: BTreeSet<DomId>,
+    /// Who controls the host, if not domain 0.
+    control: Option<DomId>,
     loses_domain_exceptions: bool,
     collections: u64,
     interludes: BTreeMap<u64, Box<dyn FnOnce()>>,
@@ -51,12 +64,58 @@ struct Remote {
     peer: Option<LocalPort>,
     sent_unbound: bool,
     received: u32,
+    /// Collections of pending ports before the last event came.
+    received_at: u64,
 }
 
 /// Our end of one.
 enum Local {
     Interdomain(Identity, EvtchnPort),
     DomainException,
+}
+
+/// Whose behaviour the machine shows: releases of Xen that tell of domains in different ways (xen-abi.md section 4).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Release {
+    Xen4_14,
+    Xen4_17,
+    Xen4_18,
+    Xen4_20,
+    Xen4_21,
+    #[default]
+    Xen4_22,
+}
+
+impl Release {
+    /// All of them, oldest first.
+    pub const ALL: [Self; 6] = [
+        Self::Xen4_14,
+        Self::Xen4_17,
+        Self::Xen4_18,
+        Self::Xen4_20,
+        Self::Xen4_21,
+        Self::Xen4_22,
+    ];
+
+    /// `XEN_DOMCTL_INTERFACE_VERSION`.
+    const fn interface_version(self) -> u32 {
+        match self {
+            Self::Xen4_14 => 0x12,
+            Self::Xen4_17 => 0x15,
+            Self::Xen4_18 => 0x16,
+            Self::Xen4_20 | Self::Xen4_21 => 0x17,
+            Self::Xen4_22 => 0x18,
+        }
+    }
+
+    /// What is answered for a domain that is not there.
+    const fn no_such_domain(self) -> XenError {
+        match self {
+            Self::Xen4_22 => XenError(errno::EPERM),
+            _ => XenError(errno::ESRCH),
+        }
+    }
 }
 
 /// What the machine can be told to refuse.
@@ -72,6 +131,8 @@ pub enum Call {
     BindDomainException,
     /// [`Domains::domain`]
     Domain,
+    /// [`Domains::next_changed`], until the virtual interrupt is bound anew
+    NextChanged,
 }
 
 /// `GNTST_bad_domain` (grant_table.h), as a positive number.
@@ -85,6 +146,19 @@ const NO_SPACE: XenError = XenError(28);
 
 /// The toolstack's and the hypervisor's side.
 impl FakeXen {
+    /// A machine with this release of Xen.
+    #[must_use]
+    pub fn with_release(release: Release) -> Self {
+        let xen = Self::default();
+        xen.0.borrow_mut().release = release;
+        xen
+    }
+
+    /// Lets a domain control the host, in place of domain 0.
+    pub fn give_control(&self, domid: DomId) {
+        self.0.borrow_mut().control = Some(domid);
+    }
+
     /// Builds a domain that granted a zeroed page for its ring; one that had the id before is gone.
     pub fn create(&self, domid: DomId) -> Identity {
         self.destroy(domid);
@@ -105,6 +179,7 @@ impl FakeXen {
             ports: BTreeMap::new(),
         };
         world.domains.insert(domid, domain);
+        world.changed.insert(domid);
         identity
     }
 
@@ -114,14 +189,14 @@ impl FakeXen {
         if let Some(domain) = world.domains.get_mut(&domid) {
             change(&mut domain.info);
         }
-        world.raise_domain_exception();
+        world.has_changed(domid);
     }
 
     /// Ends a domain, and raises the virtual interrupt.
     pub fn destroy(&self, domid: DomId) {
         let world = &mut *self.0.borrow_mut();
         if world.domains.remove(&domid).is_some() {
-            world.raise_domain_exception();
+            world.has_changed(domid);
         }
     }
 
@@ -146,7 +221,7 @@ impl FakeXen {
         };
     }
 
-    /// Lets the virtual interrupt be lost from now on, or not.
+    /// Lets the virtual interrupt be lost from now on, or not. A new binding ends it, too.
     pub fn lose_domain_exceptions(&self, lost: bool) {
         self.0.borrow_mut().loses_domain_exceptions = lost;
     }
@@ -161,6 +236,18 @@ impl FakeXen {
     /// Lets `percent` of the memory be taken.
     pub fn take_memory(&self, percent: u8) {
         self.0.borrow_mut().memory_taken = percent;
+    }
+
+    /// How often pending ports were collected: twice in each round of the dispatcher.
+    #[must_use]
+    pub fn collections(&self) -> u64 {
+        self.0.borrow().collections
+    }
+
+    /// How often Xen was asked about a domain.
+    #[must_use]
+    pub fn questions(&self) -> u64 {
+        self.0.borrow().questions
     }
 
     /// What time it is.
@@ -232,6 +319,15 @@ impl FakeXen {
         core::mem::take(&mut self.0.borrow_mut().notified)
     }
 
+    /// How often pending ports had been collected when the domain got its last event on its port.
+    #[must_use]
+    pub fn last_event(&self, domid: DomId, port: EvtchnPort) -> u64 {
+        let world = &mut *self.0.borrow_mut();
+        world
+            .remote(domid, port)
+            .map_or(0, |remote| remote.received_at)
+    }
+
     /// The domain closes its port.
     pub fn close_remote(&self, domid: DomId, port: EvtchnPort) {
         let world = &mut *self.0.borrow_mut();
@@ -256,17 +352,18 @@ impl World {
         domain.ports.get_mut(&port).filter(|_| same)
     }
 
-    fn raise_domain_exception(&mut self) {
-        if self.loses_domain_exceptions {
-            return;
+    /// Notes a change and raises the virtual interrupt, unless it gets lost.
+    fn has_changed(&mut self, domid: DomId) {
+        self.changed.insert(domid);
+        if !self.loses_domain_exceptions {
+            self.pending.extend(self.domain_exception());
         }
-        let bound = self
-            .locals
+    }
+
+    fn domain_exception(&self) -> Option<LocalPort> {
+        self.locals
             .iter()
-            .find(|(_, local)| matches!(local, Local::DomainException));
-        if let Some((&port, _)) = bound {
-            self.pending.insert(port);
-        }
+            .find_map(|(port, local)| matches!(local, Local::DomainException).then_some(*port))
     }
 
     fn open(&mut self, local: Local) -> Result<LocalPort, XenError> {
@@ -330,9 +427,14 @@ impl Events for FakeXen {
         let world = &mut *self.0.borrow_mut();
         world.permit(Call::BindDomainException)?;
         let local = world.open(Local::DomainException)?;
-        world.raise_domain_exception();
+        world.loses_domain_exceptions = false;
+        world.refused.remove(&Call::NextChanged);
+        world.changed = world.domains.keys().copied().collect();
+        world.pending.insert(local);
         Ok(local)
     }
+
+    fn prefer(&mut self, _: LocalPort) {}
 
     fn close(&mut self, local: LocalPort) {
         let world = &mut *self.0.borrow_mut();
@@ -345,8 +447,10 @@ impl Events for FakeXen {
 
     fn notify(&mut self, local: LocalPort) {
         let world = &mut *self.0.borrow_mut();
+        let collections = world.collections;
         if let Some(remote) = world.peer(local) {
             remote.received = remote.received.saturating_add(1);
+            remote.received_at = collections;
             if let Some(&Local::Interdomain(identity, _)) = world.locals.get(&local) {
                 world.notified.insert(identity.domid);
             }
@@ -368,16 +472,94 @@ impl Events for FakeXen {
     }
 }
 
+impl FakeXen {
+    fn interface(&mut self) -> DomainInterface {
+        let known = self.0.borrow().interface;
+        known.unwrap_or_else(|| {
+            let found = DomainInterface::probe(self);
+            self.0.borrow_mut().interface = Some(found);
+            found
+        })
+    }
+}
+
 impl Domains for FakeXen {
     fn domain(&mut self, domid: DomId) -> Result<Option<DomainInfo>, XenError> {
-        let world = self.0.borrow();
-        world.permit(Call::Domain)?;
-        Ok(world.domains.get(&domid).map(|domain| domain.info))
+        {
+            let world = &mut *self.0.borrow_mut();
+            world.questions = world.questions.saturating_add(1);
+            world.permit(Call::Domain)?;
+        }
+        self.interface().domain(self, domid)
+    }
+
+    fn next_changed(&mut self) -> Result<Option<DomId>, XenError> {
+        self.interface().next_changed(self)
+    }
+}
+
+/// Xen's answers, release by release.
+impl DomainCalls for FakeXen {
+    fn domain_state(&mut self, domid: u16) -> Result<StateAnswer, XenError> {
+        let world = &mut *self.0.borrow_mut();
+        if world.release < Release::Xen4_21 {
+            return Err(XenError(errno::EACCES));
+        }
+        if domid != NEXT_CHANGED {
+            let answer = world.state_of(DomId::new(domid));
+            return answer.ok_or(world.release.no_such_domain());
+        }
+        world.permit(Call::NextChanged)?;
+        if world.domain_exception().is_none() {
+            return Err(XenError(errno::EACCES));
+        }
+        let changed = world.changed.pop_first().ok_or(XenError(errno::ENOENT))?;
+        Ok(world.state_of(changed).unwrap_or(StateAnswer {
+            domid: changed.get(),
+            ..StateAnswer::default()
+        }))
+    }
+
+    fn domain_info(&mut self, domid: u16, version: u32) -> Result<InfoAnswer, XenError> {
+        let world = &mut *self.0.borrow_mut();
+        if version != world.release.interface_version() {
+            return Err(XenError(errno::EACCES));
+        }
+        let asked = DomId::new(domid);
+        let (found, domain) = if world.release <= Release::Xen4_17 {
+            world.domains.range(asked..).next()
+        } else {
+            world.domains.get_key_value(&asked)
+        }
+        .ok_or(world.release.no_such_domain())?;
+        let flag = |is: bool, flag: u32| if is { flag } else { 0 };
+        Ok(InfoAnswer {
+            domid: found.get(),
+            flags: flag(domain.info.dead, info::DYING) | flag(domain.info.shutdown, info::SHUTDOWN),
+            handle: domain.info.identity.unique.0.to_be_bytes(),
+        })
+    }
+}
+
+impl World {
+    fn state_of(&self, domid: DomId) -> Option<StateAnswer> {
+        let domain = self.domains.get(&domid)?;
+        let flag = |is: bool, flag: u16| if is { flag } else { 0 };
+        let controls = domid == self.control.unwrap_or_default();
+        Some(StateAnswer {
+            domid: domid.get(),
+            state: state::EXISTS
+                | flag(domain.info.shutdown, state::SHUTDOWN)
+                | flag(domain.info.dying, state::DYING)
+                | flag(domain.info.dead, state::DEAD),
+            capabilities: flag(controls, capability::CONTROL),
+            unique_id: u64::try_from(domain.info.identity.unique.0).unwrap_or(u64::MAX),
+        })
     }
 }
 
 impl Memory for FakeXen {
-    fn memory(&self) -> MemoryLeft {
+    fn memory(&mut self) -> MemoryLeft {
         MemoryLeft {
             free: u64::from(100_u8.saturating_sub(self.0.borrow().memory_taken)),
             total: 100,

@@ -20,6 +20,7 @@ pub mod boot_info;
 pub mod config;
 pub mod credit;
 pub mod dispatch;
+pub mod domain_interface;
 pub mod domains;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use xenstore::{ConnId, DomId, Features, Identity};
 
-use crate::credit::IoCredit;
+use crate::credit::{IoCredit, Look};
 use crate::ring::Ring;
 use crate::spell::Spell;
 use crate::xen::{LocalPort, Page};
@@ -27,7 +27,16 @@ pub struct Link<P> {
     pub stopped: bool,
     /// Faults, for the log.
     pub faults: Spell,
-    credit: IoCredit,
+    /// A look that nobody asked for found something to do, since the last scan.
+    untold_work: bool,
+    /// It was so at the last scan.
+    lazy: bool,
+    /// What it is served now it did not ask for.
+    unasked: bool,
+    /// Spells of laziness, for the log.
+    pub lazy_spells: Spell,
+    /// Looks that it has left.
+    pub credit: IoCredit,
     owes_event: bool,
 }
 
@@ -49,9 +58,20 @@ impl<P: Page> Link<P> {
             features,
             stopped: false,
             faults: Spell::default(),
+            untold_work: false,
+            lazy: false,
+            unasked: false,
+            lazy_spells: Spell::default(),
             credit: IoCredit::default(),
             owes_event: false,
         }
+    }
+
+    /// Whether the domain is found lazy by a scan: work that no event told of, then or since the last scan. And whether that is news.
+    pub fn judge(&mut self) -> (bool, bool) {
+        let is_lazy = core::mem::take(&mut self.untold_work);
+        let was_lazy = core::mem::replace(&mut self.lazy, is_lazy);
+        (is_lazy, is_lazy && !was_lazy)
     }
 
     /// Whether the domain was offered a feature.
@@ -67,8 +87,10 @@ pub struct Links<P> {
     by_domid: BTreeMap<DomId, Link<P>>,
     by_port: BTreeMap<LocalPort, DomId>,
     by_conn: BTreeMap<ConnId, DomId>,
-    /// Those with credit in the order in which they got it, without the privileged one.
+    /// Those with a look that was asked for, in the order in which they got it, without the privileged one.
     ready: VecDeque<DomId>,
+    /// Those with a look by the scan or a bonus: they come after all others, so that nobody waits for them.
+    unasked: VecDeque<DomId>,
     /// Those that are owed an event.
     owed: Vec<DomId>,
 }
@@ -83,6 +105,7 @@ impl<P: Page> Links<P> {
             by_port: BTreeMap::new(),
             by_conn: BTreeMap::new(),
             ready: VecDeque::new(),
+            unasked: VecDeque::new(),
             owed: Vec::new(),
         }
     }
@@ -93,8 +116,38 @@ impl<P: Page> Links<P> {
         self.by_port.insert(link.port, domid);
         self.by_conn.insert(link.conn, domid);
         self.by_domid.insert(domid, link);
-        self.grant(domid);
+        self.grant(domid, Look::Asked);
         self.owe_event(domid);
+    }
+
+    /// Gives a link one look because its domain sent an event.
+    pub fn signal(&mut self, domid: DomId) {
+        if let Some(link) = self.by_domid.get_mut(&domid) {
+            link.unasked = false;
+            self.grant(domid, Look::Asked);
+        }
+    }
+
+    /// Gives a link one look because there is more to do for it. Who is served unasked comes after all others with that, too.
+    pub fn go_on(&mut self, domid: DomId) {
+        if let Some(link) = self.by_domid.get(&domid) {
+            let look = if link.unasked {
+                Look::Bonus
+            } else {
+                Look::Asked
+            };
+            self.grant(domid, look);
+        }
+    }
+
+    /// Notes that a look at a link found something to do.
+    pub fn found_work(&mut self, domid: DomId, look: Look) {
+        if let Some(link) = self.by_domid.get_mut(&domid)
+            && look != Look::Asked
+        {
+            link.unasked = true;
+            link.untold_work = true;
+        }
     }
 
     /// Takes a link out of everything that knows it.
@@ -103,6 +156,7 @@ impl<P: Page> Links<P> {
         self.by_port.remove(&link.port);
         self.by_conn.remove(&link.conn);
         self.ready.retain(|ready| *ready != domid);
+        self.unasked.retain(|unasked| *unasked != domid);
         self.owed.retain(|owed| *owed != domid);
         Some(link)
     }
@@ -129,35 +183,50 @@ impl<P: Page> Links<P> {
         self.by_domid.keys().copied()
     }
 
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.by_domid.len()
+    }
+
     /// Gives a link one look.
-    pub fn grant(&mut self, domid: DomId) {
+    pub fn grant(&mut self, domid: DomId, look: Look) {
         let granted = self
             .by_domid
             .get_mut(&domid)
-            .is_some_and(|link| link.credit.grant());
+            .is_some_and(|link| link.credit.grant(look));
         if granted && domid != self.privileged {
-            self.ready.push_back(domid);
+            match look {
+                Look::Asked => self.ready.push_back(domid),
+                Look::Scan | Look::Bonus => self.unasked.push_back(domid),
+            }
         }
     }
 
-    /// Takes the looks of one round: the privileged domain's, then those waiting longest, at most `limit`.
-    pub fn take_round(&mut self, limit: usize) -> Vec<DomId> {
-        let waiting = self.ready.len().min(limit);
-        let mut round = Vec::from([self.privileged]);
-        round.extend(self.ready.drain(..waiting));
-        round.retain(|domid| {
-            self.by_domid
-                .get_mut(domid)
-                .is_some_and(|link| link.credit.take())
-        });
-        round
+    /// Takes the looks of one round: the privileged domain's; then those who asked, longest waiting first, at most `asked`; then the
+    /// others, at most `unasked`.
+    pub fn take_round(&mut self, asked: usize, unasked: usize) -> Vec<(DomId, Look)> {
+        let asked = self.ready.len().min(asked);
+        let unasked = self.unasked.len().min(unasked);
+        let privileged = core::iter::once(self.privileged);
+        let others = self.ready.drain(..asked);
+        privileged
+            .chain(others)
+            .chain(self.unasked.drain(..unasked))
+            .filter_map(|domid| {
+                let link = self.by_domid.get_mut(&domid)?;
+                Some((domid, link.credit.take()?))
+            })
+            .collect()
     }
 
     /// Whether some link waits for its look.
     #[must_use]
     pub fn any_ready(&self) -> bool {
         let privileged = self.by_domid.get(&self.privileged);
-        !self.ready.is_empty() || privileged.is_some_and(|link| !link.credit.is_empty())
+        !self.ready.is_empty()
+            || !self.unasked.is_empty()
+            || privileged.is_some_and(|link| !link.credit.is_empty())
     }
 
     /// Notes that a domain is to be told of something in its ring.
@@ -169,16 +238,22 @@ impl<P: Page> Links<P> {
         }
     }
 
-    /// The ports on which events are owed, each once; they are owed no longer.
-    pub fn take_owed(&mut self) -> Vec<LocalPort> {
-        let owed = core::mem::take(&mut self.owed);
-        owed.into_iter()
-            .filter_map(|domid| {
-                let link = self.by_domid.get_mut(&domid)?;
+    /// The ports on which events are owed, each once; they are owed no longer. Those whose links wait for another look are left out,
+    /// unless `all` are due.
+    pub fn take_owed(&mut self, all: bool) -> Vec<LocalPort> {
+        let mut due = Vec::new();
+        self.owed.retain(|domid| {
+            let Some(link) = self.by_domid.get_mut(domid) else {
+                return false;
+            };
+            let waits = !all && !link.credit.is_empty();
+            if !waits {
                 link.owes_event = false;
-                Some(link.port)
-            })
-            .collect()
+                due.push(link.port);
+            }
+            waits
+        });
+        due
     }
 }
 
@@ -205,32 +280,52 @@ mod tests {
         links
     }
 
-    fn domids(round: &[DomId]) -> Vec<u16> {
-        round.iter().map(|domid| domid.get()).collect()
+    fn domids(round: &[(DomId, Look)]) -> Vec<u16> {
+        round.iter().map(|(domid, _)| domid.get()).collect()
     }
 
     #[test]
     fn a_round_is_the_privileged_domain_and_those_who_wait_longest() {
         let mut links = links(&[3, 7, 5, 0]);
-        assert_eq!(domids(&links.take_round(2)), [0, 3, 7]);
-        links.grant(DomId::new(3));
-        links.grant(DomId::new(3));
-        assert_eq!(domids(&links.take_round(9)), [5, 3]);
+        assert_eq!(domids(&links.take_round(2, 9)), [0, 3, 7]);
+        links.grant(DomId::new(3), Look::Asked);
+        links.grant(DomId::new(3), Look::Asked);
+        assert_eq!(domids(&links.take_round(9, 9)), [5, 3]);
         assert!(!links.any_ready());
-        links.grant(DomId::new(0));
+        links.grant(DomId::new(0), Look::Asked);
         assert!(links.any_ready());
-        assert_eq!(domids(&links.take_round(9)), [0]);
-        assert_eq!(domids(&links.take_round(9)), []);
+        assert_eq!(domids(&links.take_round(9, 9)), [0]);
+        assert_eq!(domids(&links.take_round(9, 9)), []);
     }
 
     #[test]
-    fn an_event_is_owed_once() {
+    fn who_did_not_ask_comes_last_unless_it_asks_meanwhile() {
+        let mut links = links(&[3, 7, 5, 0]);
+        links.take_round(9, 9);
+        for id in [3, 5] {
+            links.grant(DomId::new(id), Look::Scan);
+        }
+        links.grant(DomId::new(7), Look::Asked);
+        links.grant(DomId::new(5), Look::Asked);
+        let round = links.take_round(9, 1);
+        let expected = [(7, Look::Asked), (5, Look::Asked), (3, Look::Scan)];
+        assert_eq!(round, expected.map(|(id, look)| (DomId::new(id), look)));
+        assert!(links.any_ready(), "an entry without credit is left");
+        assert_eq!(links.take_round(9, 9), []);
+        assert!(!links.any_ready());
+    }
+
+    #[test]
+    fn an_event_is_owed_once_and_due_when_nothing_more_is_to_be_done() {
         let mut links = links(&[3, 7]);
         links.owe_event(DomId::new(3));
-        assert_eq!(links.take_owed(), [LocalPort(3), LocalPort(7)]);
-        assert_eq!(links.take_owed(), []);
+        assert_eq!(links.take_owed(false), []);
+        links.take_round(1, 0);
+        assert_eq!(links.take_owed(false), [LocalPort(3)]);
+        assert_eq!(links.take_owed(true), [LocalPort(7)]);
+        assert_eq!(links.take_owed(true), []);
         links.owe_event(DomId::new(7));
-        assert_eq!(links.take_owed(), [LocalPort(7)]);
+        assert_eq!(links.take_owed(true), [LocalPort(7)]);
     }
 
     #[test]
@@ -242,6 +337,9 @@ mod tests {
         assert_eq!(links.with_conn(link.conn), None);
         assert_eq!(links.domids().count(), 0);
         assert!(!links.any_ready());
-        assert_eq!((links.owed, links.ready.len()), (Vec::new(), 0));
+        assert_eq!(
+            (links.owed, links.ready.len(), links.unasked.len()),
+            (Vec::new(), 0, 0)
+        );
     }
 }

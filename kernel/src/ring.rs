@@ -144,6 +144,8 @@ pub struct RingFault;
 /// Why a domain is no longer served, as its `error` word says it (xs_wire.h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorWord {
+    /// The event channel cannot be bound.
+    Communication = 1,
     /// A [`RingFault`].
     RingIndex = 2,
     /// A request longer than the protocol allows.

@@ -8,17 +8,18 @@ use xenstore::{Progress, Server, Settings};
 use crate::boot_info::BootInfo;
 use crate::config::Config;
 use crate::dispatch::Dispatcher;
-use crate::hypervisor::{Machine, crash};
+use crate::hypervisor::{Ground, Machine, crash};
 
 /// Serves the host for ever. What cannot start says why on every console and ends the domain as crashed.
 pub fn run(boot: BootInfo) -> ! {
     info!("Ferrostore {}", env!("CARGO_PKG_VERSION"));
-    let machine = Machine::start(&boot).unwrap_or_else(|error| crash(error));
+    let ground = Ground::prepare(&boot).unwrap_or_else(|error| crash(error));
     let config = Config::parse(boot.command_line.as_bytes()).unwrap_or_else(|error| crash(error));
     log::set_max_level(config.log_level);
     for warning in &config.warnings {
         warn!("{warning}");
     }
+    let machine = Machine::start(ground, config.event_abi).unwrap_or_else(|error| crash(error));
 
     let privileged = config.privileged.unwrap_or(machine.privileged_domain());
     let server = Server::new(Settings {

@@ -55,11 +55,13 @@ pub trait Events {
     /// # Errors
     /// What Xen answered.
     fn bind_domain_exception(&mut self) -> Result<LocalPort, XenError>;
+    /// Lets the events of a port be taken before all others, where events have priorities.
+    fn prefer(&mut self, port: LocalPort);
     /// Closes a local port. A port that is closed already is no matter.
     fn close(&mut self, port: LocalPort);
     /// Tells the other end. A closed other end is no matter.
     fn notify(&mut self, port: LocalPort);
-    /// Takes all pending ports, clearing each before its ring is looked at. Masked ports stay.
+    /// Takes pending ports, clearing each before its ring is looked at. Masked ports stay.
     fn collect(&mut self, ports: &mut PendingPorts);
 }
 
@@ -70,6 +72,13 @@ pub trait Domains {
     /// # Errors
     /// What Xen answered when it would not say.
     fn domain(&mut self, domid: DomId) -> Result<Option<DomainInfo>, XenError>;
+
+    /// The next domain that came, went or changed since it was last named; none when all are named. After
+    /// [`Events::bind_domain_exception`] these are all domains.
+    ///
+    /// # Errors
+    /// This Xen keeps no such list.
+    fn next_changed(&mut self) -> Result<Option<DomId>, XenError>;
 }
 
 /// Time and waiting.
@@ -82,8 +91,8 @@ pub trait Clock {
 
 /// What there is to store things in.
 pub trait Memory {
-    /// How much is left.
-    fn memory(&self) -> MemoryLeft;
+    /// How much is left. Asked often: a machine that can have more takes some when it is little.
+    fn memory(&mut self) -> MemoryLeft;
 }
 
 /// How much memory is left, in bytes.
@@ -122,20 +131,43 @@ impl fmt::Display for XenError {
     }
 }
 
-/// Ports of the 2-level event channel ABI: 64 words of 64 bits.
-pub const MAX_PORTS: usize = 4096;
+/// How events are delivered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EventAbi {
+    /// Queues by priority, if Xen offers them, else the other one.
+    #[default]
+    Fifo,
+    /// A bit for each of 4096 ports.
+    TwoLevel,
+}
+
+impl fmt::Display for EventAbi {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Fifo => "the FIFO ABI",
+            Self::TwoLevel => "the 2-level ABI",
+        })
+    }
+}
+
+/// Ports that can be used: one for every domain that there can be, and some of our own.
+pub const MAX_PORTS: usize = 33 * 1024;
 const WORD_BITS: usize = 64;
+const WORDS: usize = MAX_PORTS / WORD_BITS;
 
 /// The ports that were pending at one moment: a fixed bitmap, no heap.
 #[derive(Clone, Debug)]
 pub struct PendingPorts {
-    words: [u64; MAX_PORTS / WORD_BITS],
+    words: [u64; WORDS],
+    /// Bit n of word m: word 64 m + n of `words` is not 0.
+    used: [u64; WORDS.div_ceil(WORD_BITS)],
 }
 
 impl Default for PendingPorts {
     fn default() -> Self {
         Self {
-            words: [0; MAX_PORTS / WORD_BITS],
+            words: [0; WORDS],
+            used: [0; WORDS.div_ceil(WORD_BITS)],
         }
     }
 }
@@ -143,27 +175,77 @@ impl Default for PendingPorts {
 impl PendingPorts {
     /// Adds the 64 ports of word `index` that are set in `bits`; words past the end name no port.
     pub fn add_word(&mut self, index: usize, bits: u64) {
-        if let Some(word) = self.words.get_mut(index) {
+        if bits != 0
+            && let Some(word) = self.words.get_mut(index)
+            && let Some(used) = self.used.get_mut(index / WORD_BITS)
+        {
             *word |= bits;
+            *used |= 1 << (index % WORD_BITS);
         }
     }
 
     /// Adds one port; a port past the end is none of ours.
     pub fn add(&mut self, port: LocalPort) {
-        let port = usize::try_from(port.0).unwrap_or(usize::MAX);
-        self.add_word(port / WORD_BITS, 1 << (port % WORD_BITS));
+        let (index, bit) = place_of(port);
+        self.add_word(index, bit);
+    }
+
+    /// Takes one port out; whether it was there.
+    pub fn remove(&mut self, port: LocalPort) -> bool {
+        let (index, bit) = place_of(port);
+        let Some(word) = self.words.get_mut(index) else {
+            return false;
+        };
+        let was_there = *word & bit != 0;
+        *word &= !bit;
+        was_there
     }
 
     /// Takes the lowest port.
     pub fn take(&mut self) -> Option<LocalPort> {
-        let (index, word) = self
-            .words
-            .iter_mut()
-            .enumerate()
-            .find(|(_, word)| **word != 0)?;
-        let bit = word.trailing_zeros();
-        *word &= word.wrapping_sub(1);
-        let base = u32::try_from(index.saturating_mul(WORD_BITS)).ok()?;
-        Some(LocalPort(base.saturating_add(bit)))
+        loop {
+            let group = self.used.iter().position(|used| *used != 0)?;
+            let used = self.used.get_mut(group)?;
+            let bit = usize::try_from(used.trailing_zeros()).ok()?;
+            let index = group.saturating_mul(WORD_BITS).saturating_add(bit);
+            let word = self.words.get_mut(index)?;
+            if *word == 0 {
+                *used &= used.wrapping_sub(1);
+                continue;
+            }
+            let bit = word.trailing_zeros();
+            *word &= word.wrapping_sub(1);
+            let base = u32::try_from(index.saturating_mul(WORD_BITS)).ok()?;
+            return Some(LocalPort(base.saturating_add(bit)));
+        }
+    }
+}
+
+/// Word and bit of a port.
+fn place_of(port: LocalPort) -> (usize, u64) {
+    let port = usize::try_from(port.0).unwrap_or(usize::MAX);
+    (port / WORD_BITS, 1 << (port % WORD_BITS))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_taken_lowest_first_each_once() {
+        let mut ports = PendingPorts::default();
+        let last = u32::try_from(MAX_PORTS - 1).unwrap();
+        for port in [last, 4096, 64, 4096, 0, last + 1, u32::MAX] {
+            ports.add(LocalPort(port));
+        }
+        ports.add_word(1, 0b110);
+        ports.add_word(WORDS, 1);
+        assert!(ports.remove(LocalPort(66)));
+        assert!(!ports.remove(LocalPort(66)));
+        assert!(!ports.remove(LocalPort(u32::MAX)));
+        let taken: Vec<u32> = core::iter::from_fn(|| ports.take())
+            .map(|port| port.0)
+            .collect();
+        assert_eq!(taken, [0, 64, 65, 4096, last]);
     }
 }

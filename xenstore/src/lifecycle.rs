@@ -36,6 +36,7 @@ impl<S: Storage> Server<S> {
                     requester,
                     header,
                     conn,
+                    domid,
                 }),
                 outcome,
             ) => {
@@ -44,7 +45,10 @@ impl<S: Storage> Server<S> {
                         self.attach(conn, identity);
                         Ok(Answer::Done)
                     }
-                    Outcome::Refused(errno) => Err(errno),
+                    Outcome::Refused(errno) => {
+                        self.lose_ring(domid);
+                        Err(errno)
+                    }
                     Outcome::Identified(_) => Err(Errno::EINVAL),
                 };
                 if answer.is_err() {
@@ -100,6 +104,15 @@ impl<S: Storage> Server<S> {
         if old.is_none() && !self.domains.is_privileged(identity.domid) {
             self.tell_special(INTRODUCE_DOMAIN, identity.domid);
             self.tell_special_plainly(INTRODUCE_DOMAIN);
+        }
+    }
+
+    /// An introduction failed, and with it went the ring that the domain may have had: its connection is stopped. It stays introduced
+    /// until the toolstack releases it or it ends, so that its end is told (hostility.md R15); another introduction revives it.
+    fn lose_ring(&mut self, domid: DomId) {
+        let domain = self.domains.get(domid);
+        if let Some(conn) = domain.and_then(|domain| domain.connection) {
+            self.stop(conn);
         }
     }
 

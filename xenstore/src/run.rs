@@ -123,6 +123,7 @@ impl<S: Storage> Server<S> {
                     requester: conn,
                     header,
                     conn: fresh,
+                    domid,
                 };
                 (
                     question,

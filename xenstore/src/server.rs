@@ -53,7 +53,7 @@ impl Settings {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Find out who `domid` is, map its ring and bind its port, begin at zero indices; then tell [`Outcome::Connected`] or
-    /// [`Outcome::Refused`]. From then on the ring is connection `conn`; what the domain had before is no more.
+    /// [`Outcome::Refused`]. From then on the ring is connection `conn`; what the domain had before is no more, refused or not.
     Connect {
         /// To answer with.
         ticket: Ticket,
@@ -146,6 +146,7 @@ pub(crate) enum Question {
         requester: ConnId,
         header: Header,
         conn: ConnId,
+        domid: DomId,
     },
     Identify {
         requester: ConnId,
@@ -170,6 +171,13 @@ impl<S: Storage> Server<S> {
             .iter()
             .filter(|domain| !self.domains.is_privileged(domain.incarnation.domid))
             .filter_map(|domain| domain.identity())
+    }
+
+    /// The domain with this id, if its end matters.
+    #[must_use]
+    pub fn known_domain(&self, domid: DomId) -> Option<Identity> {
+        let domain = self.domains.get(domid)?.identity();
+        domain.filter(|_| !self.domains.is_privileged(domid))
     }
 
     /// Whether a domain has a connection.

@@ -1,6 +1,9 @@
 //! The dispatcher over a machine in memory, with the real store and real ring bytes.
 
+mod early;
 mod host;
+mod lazy;
+mod releases;
 
 use core::time::Duration;
 
@@ -10,7 +13,7 @@ use xenstore::wire::Kind;
 use self::host::{DOM0, Guest, machine, start, start_on};
 use super::*;
 use crate::domains::POLL_INTERVAL;
-use crate::fake::Call;
+use crate::fake::{Call, Release};
 
 const RING_SCAN: Duration = Duration::from_secs(20);
 const FIVE: DomId = DomId::new(5);
@@ -517,14 +520,48 @@ mod introduction {
         guest.write("key", "value");
     }
 
+    /// More events than one writer may have unread by others.
     #[test]
-    fn after_a_failed_one_there_is_no_link_but_the_next_one_maps_anew() {
+    fn after_a_failed_one_the_domain_is_introduced_but_has_nothing_open_until_the_next() {
         let (host, mut dom0) = start();
         let mut guest = dom0.build(5);
+        let mut writer = dom0.build(6);
+        dom0.ask_strings(Kind::SetPerms, &["/local/domain/6", "n6", "r5"])
+            .unwrap();
+        guest.watch("/local/domain/6", "theirs");
+        dom0.watch("@releaseDomain", "gone");
         assert!(dom0.try_introduce(FIVE, EvtchnPort(99)).is_err());
+        assert_eq!((host.xen.mapped(), host.xen.bound()), (2, 2));
+        assert_eq!(guest.error_word(), 1);
+        assert!(dom0.is_introduced(FIVE));
+        for n in 0..50 {
+            writer.write(&format!("key{n}"), "value");
+        }
+
+        dom0.try_introduce(FIVE, guest.port).unwrap();
+        assert_eq!((host.xen.mapped(), host.xen.bound()), (3, 3));
+        assert_eq!(guest.error_word(), 0);
+        guest.write("key", "value");
+        writer.write("key", "value");
+        assert_eq!(guest.take_events(), [], "the old watch is gone");
+
+        assert!(dom0.try_introduce(FIVE, EvtchnPort(99)).is_err());
+        host.xen.destroy(FIVE);
+        assert_eq!(dom0.take_events(), [event("@releaseDomain", "gone")]);
+        assert!(!dom0.is_introduced(FIVE));
+    }
+
+    #[test]
+    fn after_a_failed_one_a_domain_can_be_released() {
+        let (host, mut dom0) = start();
+        let guest = dom0.build(5);
+        host.xen.refuse(Call::Domain, Some(XenError(11)));
+        assert!(dom0.try_introduce(FIVE, guest.port).is_err());
+        host.xen.refuse(Call::Domain, None);
+        dom0.ask_strings(Kind::Release, &["5"]).unwrap();
+        assert!(!dom0.is_introduced(FIVE));
         assert_eq!((host.xen.mapped(), host.xen.bound()), (1, 1));
         dom0.try_introduce(FIVE, guest.port).unwrap();
-        guest.write("key", "value");
     }
 
     #[test]

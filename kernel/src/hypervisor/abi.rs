@@ -65,6 +65,19 @@ pub(super) const CURRENT_RESERVATION: u64 = 3;
 pub(super) const MAXIMUM_RESERVATION: u64 = 4;
 
 operation!(
+/// `struct xen_memory_reservation` for `XENMEM_populate_physmap`: as many extents as were given are the result.
+PopulatePhysmap, Memory 6, 32, {
+    /// Address of the first guest frame number of each extent.
+    extents: u64,
+    count: u64,
+    /// An extent is 2^order pages.
+    order: u32,
+    flags: u32,
+    domid: u16,
+    padding: [u16; 3],
+});
+
+operation!(
 /// `struct xen_add_to_physmap`.
 AddToPhysmap, Memory 7, 24, {
     domid: u16,
@@ -154,6 +167,28 @@ pub(super) type SendEvent = PortOperation<4>;
 /// `EVTCHNOP_unmask`.
 pub(super) type UnmaskPort = PortOperation<9>;
 
+operation!(
+/// `struct evtchn_init_control`: switches the domain to the FIFO ABI.
+InitControl, EventChannel 11, 24, {
+    control_gfn: u64,
+    offset: u32,
+    vcpu: u32,
+    /// Out: how wide a link is.
+    link_bits: u8,
+    padding: [u8; 7],
+});
+operation!(
+    /// `struct evtchn_expand_array`: one page more of event words.
+    ExpandArray, EventChannel 12, 8, { array_gfn: u64, });
+operation!(
+/// `struct evtchn_set_priority`.
+SetPriority, EventChannel 13, 8, {
+    port: u32,
+    priority: u32,
+});
+/// `EVTCHN_FIFO_PRIORITY_MAX`.
+pub(super) const HIGHEST_PRIORITY: u32 = 0;
+
 // grant_table.h
 
 operation!(
@@ -217,9 +252,9 @@ DomainState, Domctl 0, 256, {
     interface_version: u32,
     domid: u16,
     padding: [u16; 3],
-    /// Out: `DOMAIN_*`.
+    /// Out: `XEN_DOMCTL_GETDOMSTATE_STATE_*`.
     state: u16,
-    /// Out: `CAPABILITY_*`.
+    /// Out: `XEN_DOMCTL_GETDOMSTATE_CAP_*`.
     capabilities: u16,
     must_be_zero: u32,
     /// Out: never used again while the host runs.
@@ -230,16 +265,6 @@ const _: () = assert!(offset_of!(DomainState, state) == 16);
 const _: () = assert!(offset_of!(DomainState, unique_id) == 24);
 /// `XEN_DOMCTL_get_domain_state`.
 pub(super) const GET_DOMAIN_STATE: u32 = 90;
-/// `XEN_DOMCTL_GETDOMSTATE_STATE_EXIST`.
-pub(super) const DOMAIN_EXISTS: u16 = 1;
-/// `XEN_DOMCTL_GETDOMSTATE_STATE_SHUTDOWN`.
-pub(super) const DOMAIN_SHUTDOWN: u16 = 2;
-/// `XEN_DOMCTL_GETDOMSTATE_STATE_DYING`.
-pub(super) const DOMAIN_DYING: u16 = 4;
-/// `XEN_DOMCTL_GETDOMSTATE_STATE_DEAD`.
-pub(super) const DOMAIN_DEAD: u16 = 8;
-/// `XEN_DOMCTL_GETDOMSTATE_CAP_CONTROL`.
-pub(super) const CAPABILITY_CONTROL: u16 = 1;
 
 operation!(
 /// `XEN_DOMCTL_getdomaininfo`: these positions hold from Xen 4.14 on, only the interface version moves.
@@ -251,7 +276,7 @@ DomainInfo, Domctl 0, 256, {
     /// Out: up to Xen 4.17 the *next* existing domain when `domid` names none.
     found_domid: u16,
     found_padding: u16,
-    /// Out: `INFO_*`.
+    /// Out: `XEN_DOMINF_*`.
     flags: u32,
     counters: [u64; 8],
     ssidref: u32,
@@ -264,18 +289,8 @@ const _: () = assert!(offset_of!(DomainInfo, ssidref) == 88);
 const _: () = assert!(offset_of!(DomainInfo, handle) == 92);
 /// `XEN_DOMCTL_getdomaininfo`.
 pub(super) const GET_DOMAIN_INFO: u32 = 5;
-/// `XEN_DOMINF_dying`.
-pub(super) const INFO_DYING: u32 = 1;
-/// `XEN_DOMINF_shutdown`.
-pub(super) const INFO_SHUTDOWN: u32 = 4;
 
 // errno.h, as positive numbers
 
-/// Not permitted; since Xen 4.22 also "no such domain" (xen-abi.md section 4).
-pub(super) const EPERM: i32 = 1;
-/// No such domain.
-pub(super) const ESRCH: i32 = 3;
-/// Wrong interface version, or refused by policy.
-pub(super) const EACCES: i32 = 13;
 /// Xen does not know the call.
 pub(super) const ENOSYS: i32 = 38;

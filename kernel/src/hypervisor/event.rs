@@ -1,83 +1,143 @@
-//! Event channels by the 2-level ABI: 4096 ports, each a pending bit and a mask bit in the page that Xen shares.
+//! Event channels: binding, closing and telling by hypercalls that are the same in both ABIs, and collecting by the ABI in use.
 
 use core::sync::atomic::Ordering;
 
 use xenstore::{DomId, EvtchnPort};
 
-use super::abi::{BindInterdomain, BindVirq, ClosePort, SendEvent, UnmaskPort};
-use super::hypercall;
+use super::abi::{
+    BindInterdomain, BindVirq, ClosePort, ExpandArray, HIGHEST_PRIORITY, InitControl, SendEvent,
+    SetPriority, UnmaskPort,
+};
+use super::fifo::{self, ControlBlock, EventPage, Queues};
+use super::frames::HeapFrames;
+use super::ranges::PAGE_SIZE;
 use super::shared_info::SharedInfo;
-use crate::xen::{LocalPort, PendingPorts, XenError};
+use super::{hypercall, two_level};
+use crate::xen::{EventAbi, LocalPort, PendingPorts, XenError};
 
-const WORD_BITS: usize = 64;
+/// `ENOSPC`.
+const NO_SPACE: XenError = XenError(28);
 
-/// Masks every port, so that only those that somebody bound here raise the upcall.
-pub(super) fn mask_all(shared: &SharedInfo) {
-    for word in &shared.mask {
-        word.store(u64::MAX, Ordering::Relaxed);
+/// Our end of all event channels.
+pub(super) struct Channels {
+    shared: &'static SharedInfo,
+    /// The FIFO ABI's queues; none under the 2-level ABI.
+    queues: Option<Queues>,
+}
+
+impl Channels {
+    /// Chooses the ABI, before anything is bound: what is pending at that moment is lost. All ports are masked.
+    pub(super) fn start(shared: &'static SharedInfo, wanted: EventAbi) -> Self {
+        two_level::mask_all(shared);
+        let queues = match wanted {
+            EventAbi::Fifo => start_fifo(),
+            EventAbi::TwoLevel => None,
+        };
+        Self { shared, queues }
     }
-}
 
-/// Binds a new port of ours to `remote` of `domid`. It is pending at once if the other side has sent already.
-///
-/// # Errors
-/// What Xen answered; nothing stays bound.
-pub(super) fn bind_interdomain(domid: DomId, remote: EvtchnPort) -> Result<LocalPort, XenError> {
-    let mut bind = BindInterdomain {
-        remote_domid: domid.get(),
-        padding: 0,
-        remote_port: remote.0,
-        local_port: 0,
-    };
-    // SAFETY: touches no memory.
-    unsafe { hypercall::perform(&mut bind) }?;
-    unmask_new(LocalPort(bind.local_port))
-}
-
-/// Binds a virtual interrupt of vCPU 0.
-///
-/// # Errors
-/// What Xen answered; nothing stays bound.
-pub(super) fn bind_virq(virq: u32) -> Result<LocalPort, XenError> {
-    let mut bind = BindVirq {
-        virq,
-        vcpu: 0,
-        port: 0,
-    };
-    // SAFETY: touches no memory.
-    unsafe { hypercall::perform(&mut bind) }?;
-    unmask_new(LocalPort(bind.port))
-}
-
-fn unmask_new(port: LocalPort) -> Result<LocalPort, XenError> {
-    unmask(port).inspect_err(|_| close_port(port))?;
-    Ok(port)
-}
-
-/// Lets `port` raise the upcall; at once if it is pending.
-///
-/// # Errors
-/// What Xen answered.
-pub(super) fn unmask(port: LocalPort) -> Result<(), XenError> {
-    let mut unmask = UnmaskPort { port: port.0 };
-    // SAFETY: touches no memory.
-    unsafe { hypercall::perform(&mut unmask) }.map(drop)
-}
-
-/// Closes a port, masked for its next life. A port that is closed already is no matter.
-pub(super) fn close(shared: &SharedInfo, port: LocalPort) {
-    if let Some((word, bit)) = place_of(port)
-        && let Some(mask) = shared.mask.get(word)
-    {
-        mask.fetch_or(bit, Ordering::Relaxed);
+    /// The ABI in use.
+    pub(super) const fn abi(&self) -> EventAbi {
+        match self.queues {
+            Some(_) => EventAbi::Fifo,
+            None => EventAbi::TwoLevel,
+        }
     }
-    close_port(port);
-}
 
-fn close_port(port: LocalPort) {
-    let mut close = ClosePort { port: port.0 };
-    // SAFETY: touches no memory. The only error is that the port is not open.
-    let _ = unsafe { hypercall::perform(&mut close) };
+    /// Binds a new port of ours to `remote` of `domid`. It is pending at once if the other side has sent already.
+    ///
+    /// # Errors
+    /// What Xen answered, or that there is no memory; nothing stays bound.
+    pub(super) fn bind_interdomain(
+        &mut self,
+        domid: DomId,
+        remote: EvtchnPort,
+        frames: &HeapFrames,
+    ) -> Result<LocalPort, XenError> {
+        let mut bind = BindInterdomain {
+            remote_domid: domid.get(),
+            padding: 0,
+            remote_port: remote.0,
+            local_port: 0,
+        };
+        // SAFETY: touches no memory.
+        unsafe { hypercall::perform(&mut bind) }?;
+        self.unmask_new(LocalPort(bind.local_port), frames)
+    }
+
+    /// Binds a virtual interrupt of vCPU 0.
+    ///
+    /// # Errors
+    /// What Xen answered, or that there is no memory; nothing stays bound.
+    pub(super) fn bind_virq(
+        &mut self,
+        virq: u32,
+        frames: &HeapFrames,
+    ) -> Result<LocalPort, XenError> {
+        let mut bind = BindVirq {
+            virq,
+            vcpu: 0,
+            port: 0,
+        };
+        // SAFETY: touches no memory.
+        unsafe { hypercall::perform(&mut bind) }?;
+        self.unmask_new(LocalPort(bind.port), frames)
+    }
+
+    fn unmask_new(&mut self, port: LocalPort, frames: &HeapFrames) -> Result<LocalPort, XenError> {
+        self.unmask(port, frames)
+            .inspect_err(|_| close_port(port))?;
+        Ok(port)
+    }
+
+    /// Lets `port` raise the upcall; at once if it is pending.
+    ///
+    /// # Errors
+    /// What Xen answered, or that there is no memory for its word.
+    pub(super) fn unmask(&mut self, port: LocalPort, frames: &HeapFrames) -> Result<(), XenError> {
+        if let Some(queues) = &mut self.queues {
+            make_word(queues, port, frames)?;
+        }
+        let mut unmask = UnmaskPort { port: port.0 };
+        // SAFETY: touches no memory.
+        unsafe { hypercall::perform(&mut unmask) }.map(drop)
+    }
+
+    /// Lets a port's events be taken first, if the ABI has priorities.
+    pub(super) fn prefer(&self, port: LocalPort) {
+        if self.queues.is_some() {
+            let mut priority = SetPriority {
+                port: port.0,
+                priority: HIGHEST_PRIORITY,
+            };
+            // SAFETY: touches no memory. Refused, the port has the priority of all others.
+            let _ = unsafe { hypercall::perform(&mut priority) };
+        }
+    }
+
+    /// Closes a port, masked for its next life. A port that is closed already is no matter.
+    pub(super) fn close(&self, port: LocalPort) {
+        match &self.queues {
+            Some(queues) => queues.mask(port),
+            None => two_level::mask(self.shared, port),
+        }
+        close_port(port);
+    }
+
+    /// Whether an event became pending since the last [`Channels::collect`], or was left by it.
+    pub(super) fn is_pending(&self) -> bool {
+        self.shared.vcpu().upcall_pending.load(Ordering::Acquire) != 0
+            || self.queues.as_ref().is_some_and(Queues::has_more)
+    }
+
+    /// Takes pending ports that are not masked, clearing them before anyone looks at a ring: what is sent afterwards is new.
+    pub(super) fn collect(&mut self, ports: &mut PendingPorts) {
+        self.shared.vcpu().upcall_pending.store(0, Ordering::SeqCst);
+        match &mut self.queues {
+            Some(queues) => queues.collect(ports),
+            None => two_level::collect(self.shared, ports),
+        }
+    }
 }
 
 /// Tells the other end. A closed other end is no matter.
@@ -87,129 +147,53 @@ pub(super) fn notify(port: LocalPort) {
     let _ = unsafe { hypercall::perform(&mut send) };
 }
 
-/// Whether an event became pending since the last [`collect`].
-pub(super) fn is_pending(shared: &SharedInfo) -> bool {
-    shared.vcpu().upcall_pending.load(Ordering::Acquire) != 0
+fn close_port(port: LocalPort) {
+    let mut close = ClosePort { port: port.0 };
+    // SAFETY: touches no memory. The only error is that the port is not open.
+    let _ = unsafe { hypercall::perform(&mut close) };
 }
 
-/// Takes all pending ports that are not masked, clearing their bits before anyone looks at a ring: what is sent afterwards is new.
+/// Switches this domain to the FIFO ABI; none if Xen does not offer it.
+fn start_fifo() -> Option<Queues> {
+    static CONTROL: ControlBlock = ControlBlock::new();
+    let address = (&raw const CONTROL).expose_provenance() as u64;
+    let mut init = InitControl {
+        control_gfn: address / PAGE_SIZE,
+        offset: u32::try_from(address % PAGE_SIZE).ok()?,
+        vcpu: 0,
+        link_bits: 0,
+        padding: [0; 7],
+    };
+    // SAFETY: Xen writes the control block from now on, which is atomic throughout; a static lies at its physical address.
+    unsafe { hypercall::perform(&mut init) }.ok()?;
+    Some(Queues::new(&CONTROL))
+}
+
+/// Gives Xen pages until `port` has a word.
 ///
-/// Those in `own` are taken too but not added; the answer has a bit for each that was pending.
-pub(super) fn collect<const OWN: usize>(
-    shared: &SharedInfo,
-    ports: &mut PendingPorts,
-    own: [Option<LocalPort>; OWN],
-) -> [bool; OWN] {
-    let mut own_pending = [false; OWN];
-    let vcpu = shared.vcpu();
-    vcpu.upcall_pending.store(0, Ordering::SeqCst);
-    let words = vcpu.pending_words.swap(0, Ordering::SeqCst);
-    for (index, (pending, mask)) in shared.pending.iter().zip(&shared.mask).enumerate() {
-        if words & (1 << index) == 0 {
-            continue;
+/// # Errors
+/// There is no memory, or what Xen answered.
+fn make_word(queues: &mut Queues, port: LocalPort, frames: &HeapFrames) -> Result<(), XenError> {
+    for _ in 0..fifo::PAGES {
+        if queues.has(port) {
+            return Ok(());
         }
-        let unmasked = !mask.load(Ordering::Relaxed);
-        let mut bits = pending.fetch_and(!unmasked, Ordering::SeqCst) & unmasked;
-        for (port, pending) in own.iter().zip(&mut own_pending) {
-            let bit = bit_in_word(*port, index);
-            *pending |= bits & bit != 0;
-            bits &= !bit;
-        }
-        ports.add_word(index, bits);
-    }
-    own_pending
-}
-
-/// The bit of `port` if it lies in word `index`, else none.
-fn bit_in_word(port: Option<LocalPort>, index: usize) -> u64 {
-    match port.and_then(place_of) {
-        Some((word, bit)) if word == index => bit,
-        _ => 0,
-    }
-}
-
-/// Word and bit of a port; `None` past the last port.
-fn place_of(port: LocalPort) -> Option<(usize, u64)> {
-    let port = usize::try_from(port.0).ok()?;
-    let word = port / WORD_BITS;
-    (word < super::shared_info::PORT_WORDS).then_some((word, 1 << (port % WORD_BITS)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Xen's side: marks a port pending as `evtchn_2l_set_pending` does.
-    fn send(shared: &SharedInfo, port: u32) {
-        let (word, bit) = place_of(LocalPort(port)).unwrap();
-        shared.pending[word].fetch_or(bit, Ordering::SeqCst);
-        if shared.mask[word].load(Ordering::SeqCst) & bit == 0 {
-            shared
-                .vcpu()
-                .pending_words
-                .fetch_or(1 << word, Ordering::SeqCst);
-            shared.vcpu().upcall_pending.store(1, Ordering::SeqCst);
+        let taken = frames.take_page().ok_or(NO_SPACE)?;
+        // SAFETY: the page is zeroed, aligned and ours for ever; atomic words are what it is used as from now on.
+        let page: &'static EventPage = unsafe { taken.page.cast().as_ref() };
+        fifo::mask_all(page);
+        let mut expand = ExpandArray {
+            array_gfn: taken.physical / PAGE_SIZE,
+        };
+        // SAFETY: Xen writes the page from now on, which is atomic throughout. Refused, the page is lost, which happens once.
+        unsafe { hypercall::perform(&mut expand) }?;
+        if !queues.add_page(page) {
+            break;
         }
     }
-
-    fn unmask_locally(shared: &SharedInfo, port: u32) {
-        let (word, bit) = place_of(LocalPort(port)).unwrap();
-        shared.mask[word].fetch_and(!bit, Ordering::SeqCst);
-    }
-
-    fn shared() -> Box<SharedInfo> {
-        // SAFETY: all fields are atomic integers, for which zero is a value.
-        let shared: Box<SharedInfo> = unsafe { Box::new_zeroed().assume_init() };
-        mask_all(&shared);
-        shared
-    }
-
-    fn taken(mut ports: PendingPorts) -> Vec<u32> {
-        core::iter::from_fn(|| ports.take())
-            .map(|port| port.0)
-            .collect()
-    }
-
-    #[test]
-    fn each_event_is_taken_once_and_masked_ports_stay() {
-        let shared = shared();
-        for port in [1, 64, 4095] {
-            unmask_locally(&shared, port);
-            send(&shared, port);
-        }
-        send(&shared, 65);
-        assert!(is_pending(&shared));
-        let mut ports = PendingPorts::default();
-        collect(&shared, &mut ports, []);
-        assert_eq!(taken(ports), [1, 64, 4095]);
-        assert!(!is_pending(&shared));
-        let mut ports = PendingPorts::default();
-        send(&shared, 1);
-        collect(&shared, &mut ports, []);
-        assert_eq!(taken(ports), [1]);
-        assert_eq!(shared.pending[1].load(Ordering::SeqCst), 1 << 1);
-    }
-
-    #[test]
-    fn own_ports_are_told_apart() {
-        let shared = shared();
-        for port in [2, 3, 70] {
-            unmask_locally(&shared, port);
-            send(&shared, port);
-        }
-        let mut ports = PendingPorts::default();
-        let own = collect(
-            &shared,
-            &mut ports,
-            [Some(LocalPort(70)), None, Some(LocalPort(4))],
-        );
-        assert_eq!(own, [true, false, false]);
-        assert_eq!(taken(ports), [2, 3]);
-    }
-
-    #[test]
-    fn ports_past_the_last_word_have_no_place() {
-        assert_eq!(place_of(LocalPort(4096)), None);
-        assert_eq!(place_of(LocalPort(u32::MAX)), None);
+    if queues.has(port) {
+        Ok(())
+    } else {
+        Err(NO_SPACE)
     }
 }

@@ -1,6 +1,7 @@
 //! Mapping other domains' pages by grant, each at one slot of the window.
 
 use super::abi::{GRANT_OKAY, MAP_FOR_HOST, MapGrant, UnmapGrant};
+use super::frames::HeapFrames;
 use super::hypercall;
 use super::page::SharedPage;
 use super::ranges::PAGE_SIZE;
@@ -43,10 +44,11 @@ impl Page for MappedPage {
 /// What Xen answered, or that no slot is free; nothing stays mapped.
 pub(super) fn map(
     window: &mut Window,
+    frames: &HeapFrames,
     domid: DomId,
     grant: GrantRef,
 ) -> Result<MappedPage, XenError> {
-    let slot = window.take().ok_or(NO_SPACE)?;
+    let slot = window.take_or_grow(frames).ok_or(NO_SPACE)?;
     let mapped = map_at(window, slot, domid, grant);
     if mapped.is_err() {
         window.give_back(slot);

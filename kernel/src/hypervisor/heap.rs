@@ -45,6 +45,16 @@ pub(super) unsafe fn start(memory: AddressRange) {
     unsafe { HEAP.lock().init(start, size) };
 }
 
+/// Gives the kernel's heap `bytes` more, right behind what it has.
+///
+/// # Safety
+/// As for [`start`], and a multiple of a page.
+pub(super) unsafe fn extend(bytes: u64) {
+    let bytes = usize::try_from(bytes).unwrap_or(0);
+    // SAFETY: the caller vouches for the memory.
+    unsafe { HEAP.lock().list.extend(bytes) };
+}
+
 // SAFETY: memory comes from `SizeClasses`, which hands out each byte once, aligned and as long as asked for, until it is given back.
 unsafe impl GlobalAlloc for KernelHeap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
@@ -395,6 +405,25 @@ mod tests {
             }
             assert_eq!(test.heap.usage().used, 0);
         }
+    }
+
+    #[test]
+    fn a_heap_that_grew_has_what_it_got() {
+        // SAFETY: the size is not 0.
+        let memory = unsafe { std::alloc::alloc(MEMORY) };
+        let mut heap = SizeClasses::empty();
+        // SAFETY: the memory is ours until the end of this test.
+        unsafe { heap.init(memory, MEMORY.size() / 4) };
+        let count =
+            |heap: &mut SizeClasses| core::iter::from_fn(|| heap.take(layout(5000))).count();
+        let before = count(&mut heap);
+        // SAFETY: as above.
+        unsafe { heap.list.extend(3 * (MEMORY.size() / 4)) };
+        assert_eq!(heap.usage().total, MEMORY.size());
+        let added = count(&mut heap);
+        assert!(added > 2 * before, "{added} after {before}");
+        // SAFETY: allocated above with this layout; nothing in it is used any more.
+        unsafe { std::alloc::dealloc(memory, MEMORY) };
     }
 
     #[test]

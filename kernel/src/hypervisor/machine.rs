@@ -8,8 +8,11 @@ use xenstore::{DomId, EvtchnPort, GrantRef, Instant};
 
 use super::abi::{VIRQ_DOM_EXC, VIRQ_TIMER};
 use super::clock::Timer;
-use super::domain::DomainInterface;
+use super::domain::Hypervisor;
+use super::event::Channels;
+use super::frames::HeapFrames;
 use super::grant::MappedPage;
+use super::growth::Growth;
 use super::memory::Memory;
 use super::page::SharedPage;
 use super::report::Hex;
@@ -21,8 +24,10 @@ use super::{
     trap, upcall,
 };
 use crate::boot_info::{BootInfo, ImageLayout};
+use crate::domain_interface::DomainInterface;
 use crate::xen::{
-    Clock, DomainInfo, Domains, Events, Grants, LocalPort, MemoryLeft, PendingPorts, XenError,
+    Clock, DomainInfo, Domains, EventAbi, Events, Grants, LocalPort, MemoryLeft, PendingPorts,
+    XenError,
 };
 
 /// Makes failures visible: exceptions are reported, and text reaches every console that works. The first thing to call, once.
@@ -47,25 +52,22 @@ pub fn prepare(image: &ImageLayout) {
     }
 }
 
-/// The real machine.
-pub struct Machine {
-    shared: &'static SharedInfo,
+/// What is there before anything is decided: memory, consoles, and what Xen says of itself.
+pub struct Ground {
     window: Window,
-    timer: Timer,
-    timer_port: LocalPort,
+    frames: HeapFrames,
+    growth: Growth,
+    shared: &'static SharedInfo,
     console_port: Option<LocalPort>,
-    domains: DomainInterface,
     own_domid: DomId,
-    privileged_domid: DomId,
-    latest: Instant,
 }
 
-impl Machine {
-    /// Sets everything up, in the order of need: memory, page tables, heap, the page that Xen shares, events, timer.
+impl Ground {
+    /// Sets it up, in the order of need: memory, page tables, heap, consoles, the page that Xen shares.
     ///
     /// # Errors
     /// What is missing, as a sentence. The domain cannot go on then.
-    pub fn start(boot: &BootInfo) -> Result<Self, StartError> {
+    pub fn prepare(boot: &BootInfo) -> Result<Self, StartError> {
         static STARTED: AtomicBool = AtomicBool::new(false);
         if STARTED.swap(true, Ordering::Relaxed) {
             return Err(StartError::Twice);
@@ -73,7 +75,7 @@ impl Machine {
         let xen = cpuid::find_xen().ok_or(StartError::NoXen)?;
         let own_domid = xen.own_domid.ok_or(StartError::NoOwnDomid)?;
         let memory = Memory::survey(boot)?;
-        let mut window = take_memory(&boot.image, &memory)?;
+        let (mut window, frames) = take_memory(&boot.image, &memory)?;
         let console_port = show_console(&mut window);
         let shared = show_shared_info(&mut window)?;
         let (major, minor) = xen.version;
@@ -85,25 +87,70 @@ impl Machine {
             "memory {memory}, heap {} KiB",
             heap::heap_usage().total / 1024
         );
-        event::mask_all(shared);
+        Ok(Self {
+            window,
+            frames,
+            growth: Growth::new(memory.later),
+            shared,
+            console_port,
+            own_domid,
+        })
+    }
+}
+
+/// The real machine.
+pub struct Machine {
+    window: Window,
+    frames: HeapFrames,
+    growth: Growth,
+    channels: Channels,
+    timer: Timer,
+    timer_port: LocalPort,
+    console_port: Option<LocalPort>,
+    domains: DomainInterface,
+    own_domid: DomId,
+    privileged_domid: DomId,
+    latest: Instant,
+}
+
+impl Machine {
+    /// Sets up the rest: events, timer, and how Xen tells of domains.
+    ///
+    /// # Errors
+    /// What is missing, as a sentence. The domain cannot go on then.
+    pub fn start(ground: Ground, event_abi: EventAbi) -> Result<Self, StartError> {
+        let Ground {
+            window,
+            frames,
+            growth,
+            shared,
+            console_port,
+            own_domid,
+        } = ground;
+        let mut channels = Channels::start(shared, event_abi);
+        info!("event channels by {}", channels.abi());
         upcall::start().map_err(StartError::Upcall)?;
-        if console_port.is_none_or(|port| event::unmask(port).is_err()) {
+        if console_port.is_none_or(|port| channels.unmask(port, &frames).is_err()) {
             warn!("there is no PV console");
         }
         // Xen gives PVH domains no periodic timer; where it does, it is not wanted.
         let _ = hypercall::stop_periodic_timer();
-        let timer_port = event::bind_virq(VIRQ_TIMER).map_err(StartError::Timer)?;
-        let domains = DomainInterface::probe();
+        let timer_port = channels
+            .bind_virq(VIRQ_TIMER, &frames)
+            .map_err(StartError::Timer)?;
+        let domains = DomainInterface::probe(&mut Hypervisor);
         info!("state of domains by {domains}");
         Ok(Self {
-            shared,
             window,
+            frames,
+            growth,
+            channels,
             timer: Timer::default(),
             timer_port,
             console_port,
             domains,
             own_domid,
-            privileged_domid: domains.privileged_domain(),
+            privileged_domid: domains.privileged_domain(&mut Hypervisor),
             latest: Instant::default(),
         })
     }
@@ -128,7 +175,7 @@ impl Machine {
 }
 
 /// Leaves boot's page tables for ours and gives the heap its memory.
-fn take_memory(image: &ImageLayout, memory: &Memory) -> Result<Window, StartError> {
+fn take_memory(image: &ImageLayout, memory: &Memory) -> Result<(Window, HeapFrames), StartError> {
     static mut ROOT: PageTable = PageTable::new();
     static mut WINDOW_TABLES: WindowTables = WindowTables::new();
     let (root, tables) = (&raw mut ROOT, &raw mut WINDOW_TABLES);
@@ -148,6 +195,7 @@ fn take_memory(image: &ImageLayout, memory: &Memory) -> Result<Window, StartErro
             image,
             &guards,
             &memory.free,
+            &memory.later,
             paging::BOOT_MAP_END,
         )
     }?;
@@ -156,7 +204,11 @@ fn take_memory(image: &ImageLayout, memory: &Memory) -> Result<Window, StartErro
     unsafe { paging::switch_to(root) };
     // SAFETY: the new tables map this range, for the heap alone.
     unsafe { heap::start(heap) };
-    Ok(Window::new(tables, memory.window_start))
+    let tables_taken = paging::tables_for(&memory.free, &memory.later);
+    let mut pages = memory.free.clone();
+    memory.later.iter().for_each(|range| pages.add(range));
+    let frames = HeapFrames::new(pages, tables_taken);
+    Ok((Window::new(tables, memory.window_start), frames))
 }
 
 /// Goes on with the console at its place in the window; its port, if there is a console.
@@ -184,7 +236,7 @@ impl Grants for Machine {
     type Page = MappedPage;
 
     fn map(&mut self, domid: DomId, grant: GrantRef) -> Result<MappedPage, XenError> {
-        grant::map(&mut self.window, domid, grant)
+        grant::map(&mut self.window, &self.frames, domid, grant)
     }
 
     fn unmap(&mut self, page: MappedPage) -> Result<(), XenError> {
@@ -194,15 +246,19 @@ impl Grants for Machine {
 
 impl Events for Machine {
     fn bind(&mut self, domid: DomId, remote: EvtchnPort) -> Result<LocalPort, XenError> {
-        event::bind_interdomain(domid, remote)
+        self.channels.bind_interdomain(domid, remote, &self.frames)
     }
 
     fn bind_domain_exception(&mut self) -> Result<LocalPort, XenError> {
-        event::bind_virq(VIRQ_DOM_EXC)
+        self.channels.bind_virq(VIRQ_DOM_EXC, &self.frames)
+    }
+
+    fn prefer(&mut self, port: LocalPort) {
+        self.channels.prefer(port);
     }
 
     fn close(&mut self, port: LocalPort) {
-        event::close(self.shared, port);
+        self.channels.close(port);
     }
 
     fn notify(&mut self, port: LocalPort) {
@@ -210,31 +266,40 @@ impl Events for Machine {
     }
 
     fn collect(&mut self, ports: &mut PendingPorts) {
-        let own = [Some(self.timer_port), self.console_port];
-        let [timer_fired, console_read] = event::collect(self.shared, ports, own);
-        if timer_fired {
+        self.channels.collect(ports);
+        if ports.remove(self.timer_port) {
             self.timer.fired();
         }
-        if console_read {
+        if self.console_port.is_some_and(|port| ports.remove(port)) {
             console::flush();
         }
     }
 }
 
 impl crate::xen::Memory for Machine {
-    fn memory(&self) -> MemoryLeft {
-        let heap = heap::heap_usage();
-        let bytes = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
-        MemoryLeft {
-            free: bytes(heap.total.saturating_sub(heap.reserved)),
-            total: bytes(heap.total),
-        }
+    fn memory(&mut self) -> MemoryLeft {
+        let left = memory_left();
+        self.growth.grow(left, self.latest);
+        left
+    }
+}
+
+fn memory_left() -> MemoryLeft {
+    let heap = heap::heap_usage();
+    let bytes = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+    MemoryLeft {
+        free: bytes(heap.total.saturating_sub(heap.reserved)),
+        total: bytes(heap.total),
     }
 }
 
 impl Domains for Machine {
     fn domain(&mut self, domid: DomId) -> Result<Option<DomainInfo>, XenError> {
-        self.domains.domain(domid)
+        self.domains.domain(&mut Hypervisor, domid)
+    }
+
+    fn next_changed(&mut self) -> Result<Option<DomId>, XenError> {
+        self.domains.next_changed(&mut Hypervisor)
     }
 }
 
@@ -245,7 +310,7 @@ impl Clock for Machine {
     }
 
     fn wait(&mut self, deadline: Option<Instant>) {
-        if event::is_pending(self.shared) {
+        if self.channels.is_pending() {
             return;
         }
         if let Some(deadline) = deadline {

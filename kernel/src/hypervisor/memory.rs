@@ -6,7 +6,7 @@ use super::abi::{
     CURRENT_RESERVATION, DOMID_SELF, MAXIMUM_RESERVATION, MemoryMap, MemoryMapEntry, Reservation,
 };
 use super::hypercall;
-use super::memory_map::{free_memory, populated_ram, window_start};
+use super::memory_map::{free_memory, later_memory, populated_ram, window_start};
 use super::ranges::{MapEntry, PageRanges};
 use super::start_error::StartError;
 use crate::boot_info::{BootInfo, MEMORY_MAP_MAX};
@@ -20,6 +20,8 @@ pub(super) struct Memory {
     ram: PageRanges,
     /// What the heap may have.
     pub(super) free: PageRanges,
+    /// What Xen may give later; nothing is there yet.
+    pub(super) later: PageRanges,
     /// Physical address behind all memory, where foreign pages may appear.
     pub(super) window_start: u64,
 }
@@ -47,8 +49,10 @@ impl Memory {
                 needed: MINIMUM,
             });
         }
+        let window_start = window_start(&map, &ram, maximum);
         Ok(Self {
-            window_start: window_start(&map, &ram, maximum),
+            later: later_memory(&ram, free.size(), populated, maximum, window_start),
+            window_start,
             ram,
             free,
         })
@@ -57,7 +61,11 @@ impl Memory {
 
 impl fmt::Display for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} KiB", self.ram.size() / 1024)
+        write!(f, "{} KiB", self.ram.size() / 1024)?;
+        match self.later.size() / 1024 {
+            0 => Ok(()),
+            more => write!(f, " and {more} KiB to be had"),
+        }
     }
 }
 

@@ -64,6 +64,43 @@ pub(super) fn window_start(map: &[MapEntry], ram: &PageRanges, maximum_pages: u6
     }
 }
 
+/// Memory is added in steps of this, so that Xen can give it as one large page.
+pub(super) const STEP: u64 = 2 << 20;
+
+/// What may be had later: whole steps behind all of `ram`, before the window, as many as Xen allows in all. And no more than 32 times
+/// what is `free` now: its page tables are made at once.
+pub(super) fn later_memory(
+    ram: &PageRanges,
+    free: u64,
+    populated_pages: u64,
+    maximum_pages: u64,
+    window_start: u64,
+) -> PageRanges {
+    const TABLES_PART: u64 = 32;
+    let allowed = maximum_pages
+        .saturating_sub(populated_pages)
+        .saturating_mul(PAGE_SIZE)
+        .min(free.saturating_mul(TABLES_PART));
+    let mut behind = without_map(maximum_pages.saturating_sub(SPECIAL_PAGES));
+    behind.remove(AddressRange {
+        start: 0,
+        end: ram.end().next_multiple_of(STEP),
+    });
+    behind.remove(AddressRange {
+        start: window_start,
+        end: u64::MAX,
+    });
+    let mut later = PageRanges::default();
+    for range in behind.iter() {
+        let whole = range.size() / STEP * STEP;
+        if let Some(steps) = AddressRange::of_size(range.start, whole) {
+            later.add(steps);
+        }
+    }
+    later.truncate(allowed / STEP * (STEP / PAGE_SIZE));
+    later
+}
+
 /// What the heap and its page tables may use: `ram` without page 0, the image and the modules.
 pub(super) fn free_memory(
     ram: &PageRanges,
@@ -156,6 +193,38 @@ mod tests {
     fn nothing_populated_is_nothing_and_no_panic() {
         assert!(populated_ram(&[], IMAGE, 0).is_empty());
         assert!(populated_ram(&[], IMAGE, 3).is_empty());
+    }
+
+    fn later(populated_mib: u64, maximum_mib: u64) -> PageRanges {
+        let ram = populated_ram(&[], IMAGE, pages(populated_mib));
+        let window = window_start(&[], &ram, pages(maximum_mib));
+        let (populated, maximum) = (pages(populated_mib), pages(maximum_mib));
+        later_memory(&ram, ram.size(), populated, maximum, window)
+    }
+
+    #[test]
+    fn what_maxmem_allows_may_be_had_later_in_whole_steps() {
+        let found = later(8, 33);
+        assert_eq!((found.page(0), found.size()), (Some(8 * MIB), 24 * MIB));
+        assert_eq!(found.end(), 32 * MIB);
+        assert!(later(8, 8).is_empty());
+        assert!(later(8, 9).is_empty(), "the builder allows 1 MiB more");
+        let odd = later(9, 33);
+        assert_eq!((odd.page(0), odd.end()), (Some(10 * MIB), 32 * MIB));
+    }
+
+    #[test]
+    fn later_memory_leaves_out_the_hole_and_is_bounded() {
+        let found = later(4000, 5000);
+        assert!(found.iter().all(|range| !range.overlaps(HOLE)));
+        assert_eq!(found.size(), 1000 * MIB);
+        assert_eq!(later(8, 100_000).size(), 32 * 8 * MIB);
+        let ram = populated_ram(&[], IMAGE, pages(8));
+        for maximum in [u64::from(u32::MAX), u64::MAX] {
+            let window = window_start(&[], &ram, maximum);
+            let found = later_memory(&ram, ram.size(), pages(8), maximum, window);
+            assert!(found.end() <= window);
+        }
     }
 
     #[test]

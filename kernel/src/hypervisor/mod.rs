@@ -1,7 +1,7 @@
 //! The real Xen and the real processor, one topic a file: the only modules of the kernel with `unsafe`, and Xen's structures stay inside.
 //!
 //! [`prepare`] makes failures visible and comes first; [`Machine::start`] does the rest. Files without hardware in them (`ranges`,
-//! `memory_map`, `console_ring`, `line`, and parts of `clock`, `heap`, `event`, `paging`) are tested on the host.
+//! `memory_map`, `console_ring`, `line`, `two_level`, `fifo`, and parts of `clock`, `heap`, `paging`) are tested on the host.
 #![expect(
     unsafe_code,
     reason = "this is where the kernel meets the processor and Xen; every block proves itself"
@@ -15,7 +15,10 @@ mod cpuid;
 mod domain;
 mod early;
 mod event;
+mod fifo;
+mod frames;
 mod grant;
+mod growth;
 mod heap;
 mod hypercall;
 mod line;
@@ -32,12 +35,12 @@ mod report;
 mod shared_info;
 mod start_error;
 mod trap;
+mod two_level;
 mod upcall;
 mod window;
 
-pub use domain::DomainInterface;
 pub use grant::MappedPage;
 pub use heap::{HeapUsage, KernelHeap, heap_usage};
-pub use machine::{Machine, prepare};
+pub use machine::{Ground, Machine, prepare};
 pub use report::{crash, panic};
 pub use start_error::StartError;

@@ -34,6 +34,7 @@ const UPPER: PageTableFlags = PageTableFlags::PRESENT.union(PageTableFlags::WRIT
 pub(super) struct NoMemoryForTables;
 
 /// Fills `root` with the image but for `guards`, with `window`, and with all pages of `free` as one heap, whose virtual range it returns.
+/// Right behind it are the pages of `later`, which must not be touched yet.
 ///
 /// New tables come from the pages of `free` below `reach`.
 ///
@@ -48,9 +49,10 @@ pub(super) unsafe fn build(
     image: &ImageLayout,
     guards: &[u64],
     free: &PageRanges,
+    later: &PageRanges,
     reach: u64,
 ) -> Result<AddressRange, NoMemoryForTables> {
-    let table_pages = usize::try_from(tables_for(free)).unwrap_or(usize::MAX);
+    let table_pages = usize::try_from(tables_for(free, later)).unwrap_or(usize::MAX);
     let mut frames = TableFrames(
         free.pages()
             .take(table_pages)
@@ -70,10 +72,16 @@ pub(super) unsafe fn build(
             map(&mut tables, &mut frames, page, page, flags)?;
         }
     }
+    let mut next = HEAP_START;
     let mut end = HEAP_START;
-    for page in free.pages().skip(table_pages).take(HEAP_PAGES_MAX) {
-        map(&mut tables, &mut frames, end, page, WRITE)?;
-        end = end.saturating_add(PAGE_SIZE);
+    let given = free.pages().skip(table_pages).map(|page| (page, true));
+    let not_yet = later.pages().map(|page| (page, false));
+    for (page, is_given) in given.chain(not_yet).take(HEAP_PAGES_MAX) {
+        map(&mut tables, &mut frames, next, page, WRITE)?;
+        next = next.saturating_add(PAGE_SIZE);
+        if is_given {
+            end = next;
+        }
     }
     Ok(AddressRange {
         start: HEAP_START,
@@ -81,10 +89,10 @@ pub(super) unsafe fn build(
     })
 }
 
-/// Page tables that map all of `free` and the image, at most.
-fn tables_for(free: &PageRanges) -> u64 {
+/// Page tables that map all of `free`, `later` and the image, at most.
+pub(super) fn tables_for(free: &PageRanges, later: &PageRanges) -> u64 {
     const ENTRIES: u64 = 512;
-    let pages = free.size() / PAGE_SIZE;
+    let pages = free.size().saturating_add(later.size()) / PAGE_SIZE;
     let leaves = pages.div_ceil(ENTRIES);
     let directories = leaves.div_ceil(ENTRIES);
     let top = 1;
@@ -178,6 +186,13 @@ mod tests {
         }
     }
 
+    /// Nothing is behind these addresses.
+    fn later() -> PageRanges {
+        let mut later = PageRanges::default();
+        later.add(section(1 << 40, 512));
+        later
+    }
+
     /// Builds tables in host memory, 700 pages of which stand for RAM, and hands them to `check`.
     fn with_tables(check: impl FnOnce(&OffsetPageTable<'_>, AddressRange)) {
         let memory = vec![
@@ -192,7 +207,17 @@ mod tests {
         let mut window = Box::new(WindowTables::new());
         let guards = [image().stack_guard];
         // SAFETY: `memory` is ours and mapped at the addresses that stand for physical ones.
-        let heap = unsafe { build(&mut root, &mut window, &image(), &guards, &free, u64::MAX) };
+        let heap = unsafe {
+            build(
+                &mut root,
+                &mut window,
+                &image(),
+                &guards,
+                &free,
+                &later(),
+                u64::MAX,
+            )
+        };
         // SAFETY: as above.
         let tables = unsafe { OffsetPageTable::new(&mut root, VirtAddr::zero()) };
         check(&tables, heap.unwrap());
@@ -216,10 +241,12 @@ mod tests {
     #[test]
     fn the_heap_has_all_pages_but_the_tables() {
         with_tables(|tables, heap| {
-            assert_eq!(heap.size() / PAGE_SIZE, 700 - (4 + 1 + 1 + 2));
+            assert_eq!(heap.size() / PAGE_SIZE, 700 - (4 + 1 + 1 + 3));
             assert_eq!(flags_at(tables, HEAP_START), Some(WRITE));
             assert_eq!(flags_at(tables, heap.end - 1), Some(WRITE));
-            assert_eq!(flags_at(tables, heap.end), None);
+            let end = heap.end + 512 * PAGE_SIZE;
+            assert_eq!(flags_at(tables, end - 1), Some(WRITE), "for later");
+            assert_eq!(flags_at(tables, end), None);
             assert_eq!(flags_at(tables, HEAP_START - 1), None);
         });
     }
@@ -232,7 +259,17 @@ mod tests {
         let mut root = Box::new(PageTable::new());
         let mut window = Box::new(WindowTables::new());
         // SAFETY: `memory` is ours and mapped at the addresses that stand for physical ones.
-        let heap = unsafe { build(&mut root, &mut window, &image(), &[], &free, u64::MAX) };
+        let heap = unsafe {
+            build(
+                &mut root,
+                &mut window,
+                &image(),
+                &[],
+                &free,
+                &later(),
+                u64::MAX,
+            )
+        };
         assert_eq!(heap, Err(NoMemoryForTables));
         drop(memory);
     }

@@ -141,6 +141,19 @@ impl PageRanges {
         self.iter().flat_map(AddressRange::pages)
     }
 
+    /// The address of one of their pages, counted from the lowest.
+    #[must_use]
+    pub fn page(&self, mut index: u64) -> Option<u64> {
+        for range in self.iter() {
+            let pages = range.size() / PAGE_SIZE;
+            if index < pages {
+                return range.start.checked_add(index.checked_mul(PAGE_SIZE)?);
+            }
+            index = index.saturating_sub(pages);
+        }
+        None
+    }
+
     /// Whether nothing is in it.
     #[must_use]
     pub fn is_empty(&self) -> bool {

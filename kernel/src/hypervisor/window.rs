@@ -7,30 +7,33 @@ use x86_64::instructions::tlb;
 use x86_64::structures::paging::{PageTable, PageTableFlags, PageTableIndex};
 use x86_64::{PhysAddr, VirtAddr};
 
+use super::frames::{HeapFrames, HeapPage};
 use super::page::SharedPage;
 use super::ranges::PAGE_SIZE;
 
 /// Where the window begins: a top-level entry of its own.
 pub(super) const WINDOW_START: u64 = 2 << 39;
 
-/// Slots: as many as there are event ports in the 2-level ABI, since a ring needs one of each.
-pub(super) const SLOTS: usize = 4096;
+/// Slots: one for every domain that there can be, and some for Xen's pages.
+pub(super) const SLOTS: usize = 32 * 1024;
 /// A slot's page and its unmapped neighbour.
 const STRIDE: u64 = 2 * PAGE_SIZE;
 const ENTRIES: usize = 512;
 const ENTRIES_PER_SLOT: usize = 2;
-const LEAVES: usize = SLOTS * ENTRIES_PER_SLOT / ENTRIES;
+const SLOTS_PER_LEAF: usize = ENTRIES / ENTRIES_PER_SLOT;
+const LEAVES: usize = SLOTS / SLOTS_PER_LEAF;
 const WORD_BITS: usize = 64;
 
 const UPPER: PageTableFlags = PageTableFlags::PRESENT.union(PageTableFlags::WRITABLE);
 const SHARED: PageTableFlags = UPPER.union(PageTableFlags::NO_EXECUTE);
 
-/// The window's page tables, at their physical address.
+/// The window's upper page tables and the first of its lowest, at their physical address. The others come from the heap as more slots
+/// are needed.
 #[repr(C)]
 pub(super) struct WindowTables {
     pointers: PageTable,
     directory: PageTable,
-    leaves: [PageTable; LEAVES],
+    first: PageTable,
 }
 
 impl WindowTables {
@@ -38,7 +41,7 @@ impl WindowTables {
         Self {
             pointers: PageTable::new(),
             directory: PageTable::new(),
-            leaves: [const { PageTable::new() }; LEAVES],
+            first: PageTable::new(),
         }
     }
 
@@ -49,9 +52,8 @@ impl WindowTables {
         let directory = physical_address(&self.directory);
         root[start.p4_index()].set_addr(pointers, UPPER);
         self.pointers[start.p3_index()].set_addr(directory, UPPER);
-        for (entry, leaf) in self.directory.iter_mut().zip(&self.leaves) {
-            entry.set_addr(physical_address(leaf), UPPER);
-        }
+        let first = physical_address(&self.first);
+        self.directory[PageTableIndex::new(0)].set_addr(first, UPPER);
     }
 }
 
@@ -76,7 +78,8 @@ impl Slot {
 
 /// The window and which of its slots are taken.
 pub(super) struct Window {
-    tables: &'static mut WindowTables,
+    directory: &'static mut PageTable,
+    leaves: heapless::Vec<&'static mut PageTable, LEAVES>,
     slots: Slots,
     first_gfn: u64,
 }
@@ -84,16 +87,42 @@ pub(super) struct Window {
 impl Window {
     /// The window over `tables`, which are in use, with its physical side at `physical_start`.
     pub(super) fn new(tables: &'static mut WindowTables, physical_start: u64) -> Self {
+        let mut leaves = heapless::Vec::new();
+        // There is room for one.
+        let _ = leaves.push(&mut tables.first);
         Self {
-            tables,
+            directory: &mut tables.directory,
+            leaves,
             slots: Slots::new(),
             first_gfn: physical_start / PAGE_SIZE,
         }
     }
 
-    /// Takes a free slot.
+    /// Takes a free slot of those that have page tables.
     pub(super) fn take(&mut self) -> Option<Slot> {
-        self.slots.take()
+        self.slots
+            .take(self.leaves.len().saturating_mul(SLOTS_PER_LEAF))
+    }
+
+    /// Takes a free slot, with another page table from `frames` if there is none else.
+    pub(super) fn take_or_grow(&mut self, frames: &HeapFrames) -> Option<Slot> {
+        self.take().or_else(|| {
+            self.grow(frames)?;
+            self.take()
+        })
+    }
+
+    fn grow(&mut self, frames: &HeapFrames) -> Option<()> {
+        if self.leaves.is_full() {
+            return None;
+        }
+        let HeapPage { page, physical } = frames.take_page()?;
+        // SAFETY: the page is zeroed, which is an empty table, aligned, and ours for ever.
+        let leaf: &'static mut PageTable = unsafe { page.cast().as_mut() };
+        let index = u16::try_from(self.leaves.len()).ok()?;
+        self.directory[PageTableIndex::new_truncate(index)]
+            .set_addr(PhysAddr::try_new(physical).ok()?, UPPER);
+        self.leaves.push(leaf).ok()
     }
 
     /// Gives a slot back. Its page must be unmapped on both sides.
@@ -129,7 +158,7 @@ impl Window {
     ) -> Option<&mut x86_64::structures::paging::page_table::PageTableEntry> {
         let entry = slot.index() * ENTRIES_PER_SLOT;
         let index = u16::try_from(entry % ENTRIES).ok()?;
-        let leaf = self.tables.leaves.get_mut(entry / ENTRIES)?;
+        let leaf = self.leaves.get_mut(entry / ENTRIES)?;
         Some(&mut leaf[PageTableIndex::new_truncate(index)])
     }
 }
@@ -146,10 +175,12 @@ impl Slots {
         }
     }
 
-    fn take(&mut self) -> Option<Slot> {
+    /// Takes the lowest free slot below `limit`, a multiple of a word's bits.
+    fn take(&mut self, limit: usize) -> Option<Slot> {
         let (index, word) = self
             .taken
             .iter_mut()
+            .take(limit / WORD_BITS)
             .enumerate()
             .find(|(_, word)| **word != u64::MAX)?;
         let bit = word.trailing_ones();
@@ -174,13 +205,18 @@ mod tests {
     #[test]
     fn every_slot_is_given_once_and_again_after_it_came_back() {
         let mut slots = Slots::new();
-        for expected in 0..SLOTS {
-            assert_eq!(slots.take().unwrap().index(), expected);
+        for expected in 0..SLOTS_PER_LEAF {
+            let slot = slots.take(SLOTS_PER_LEAF).unwrap();
+            assert_eq!(slot.index(), expected);
         }
-        assert_eq!(slots.take(), None);
+        assert_eq!(slots.take(SLOTS_PER_LEAF), None);
+        for expected in SLOTS_PER_LEAF..SLOTS {
+            assert_eq!(slots.take(SLOTS).unwrap().index(), expected);
+        }
+        assert_eq!(slots.take(SLOTS), None);
         slots.give_back(Slot(77));
-        assert_eq!(slots.take(), Some(Slot(77)));
-        assert_eq!(slots.take(), None);
+        assert_eq!(slots.take(SLOTS), Some(Slot(77)));
+        assert_eq!(slots.take(SLOTS), None);
     }
 
     #[test]
@@ -189,15 +225,15 @@ mod tests {
         let mut root = PageTable::new();
         tables.link_into(&mut root);
         let mut window = Window::new(tables, 16 << 20);
-        for _ in 0..300 {
+        for _ in 0..200 {
             window.take();
         }
         let slot = window.take().unwrap();
-        assert_eq!(window.gfn_of(slot), 4096 + 300);
+        assert_eq!(window.gfn_of(slot), 4096 + 200);
         window.show(slot, window.gfn_of(slot)).unwrap();
         // SAFETY: host memory stands for physical memory, at the same addresses.
         let tables = unsafe { OffsetPageTable::new(&mut root, VirtAddr::zero()) };
-        let at = WINDOW_START + 300 * STRIDE;
+        let at = WINDOW_START + 200 * STRIDE;
         assert_eq!(flags_at(&tables, at), Some(SHARED));
         assert_eq!(flags_at(&tables, at - PAGE_SIZE), None);
         assert_eq!(flags_at(&tables, at + PAGE_SIZE), None);

@@ -72,6 +72,11 @@ impl Host {
         self.dispatcher.borrow_mut().turn()
     }
 
+    /// How often a connection was found lazy.
+    pub(super) fn lazy_spells(&self) -> u64 {
+        self.dispatcher.borrow().lazy_spells()
+    }
+
     pub(super) fn sleep(&self) {
         self.dispatcher.borrow_mut().sleep();
     }

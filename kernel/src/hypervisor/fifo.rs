@@ -1,0 +1,341 @@
+//! The FIFO ABI of event channels: queues of ports by priority, linked through one word for each port (event_channel.h). No hypercalls.
+//!
+//! Xen appends at a queue's tail, we take at its head. A port is pending and linked at most once, so an event that comes again while its
+//! port waits costs nothing. What Xen writes is trusted but bounded: a step takes at most [`STEP`] ports, and a link that leads nowhere
+//! ends its queue until Xen names a new head.
+
+use core::mem::offset_of;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use crate::xen::{LocalPort, MAX_PORTS, PendingPorts};
+
+/// Ports whose words fill one page of the event array.
+pub(super) const PORTS_PER_PAGE: usize = 1024;
+/// Pages that hold a word for every port.
+pub(super) const PAGES: usize = MAX_PORTS.div_ceil(PORTS_PER_PAGE);
+/// Queues, one for each priority; 0 is the highest.
+const PRIORITIES: usize = 16;
+/// Ports taken in one step; the rest waits for the next.
+const STEP: usize = 1024;
+
+const PENDING: u32 = 1 << 31;
+const MASKED: u32 = 1 << 30;
+const LINKED: u32 = 1 << 29;
+/// The next port in the queue; 0 at its end.
+const LINK: u32 = (1 << 17) - 1;
+
+/// What Xen and we share for one vCPU (`struct evtchn_fifo_control_block`).
+#[repr(C, align(128))]
+pub(super) struct ControlBlock {
+    /// Bit n: queue n has got a new head since this was taken.
+    ready: AtomicU32,
+    reserved: AtomicU32,
+    heads: [AtomicU32; PRIORITIES],
+}
+const _: () = assert!(offset_of!(ControlBlock, heads) == 8);
+
+impl ControlBlock {
+    /// As Xen wants it at first. Its alignment keeps it inside one page.
+    pub(super) const fn new() -> Self {
+        Self {
+            ready: AtomicU32::new(0),
+            reserved: AtomicU32::new(0),
+            heads: [const { AtomicU32::new(0) }; PRIORITIES],
+        }
+    }
+}
+
+/// The words of 1024 ports: one page of the event array.
+pub(super) type EventPage = [AtomicU32; PORTS_PER_PAGE];
+
+/// Masks all ports of a page that no port uses yet.
+pub(super) fn mask_all(page: &EventPage) {
+    for word in page {
+        word.store(MASKED, Ordering::Relaxed);
+    }
+}
+
+/// Our end of the queues.
+pub(super) struct Queues {
+    control: &'static ControlBlock,
+    pages: heapless::Vec<&'static EventPage, PAGES>,
+    /// Where each queue goes on; 0 for where Xen says.
+    heads: [u32; PRIORITIES],
+    /// Bit n: queue n may have a port.
+    ready: u32,
+}
+
+impl Queues {
+    /// Empty queues, without a port.
+    pub(super) const fn new(control: &'static ControlBlock) -> Self {
+        Self {
+            control,
+            pages: heapless::Vec::new(),
+            heads: [0; PRIORITIES],
+            ready: 0,
+        }
+    }
+
+    /// Adds the next page, which Xen has taken, too. Answers whether there was room for it.
+    pub(super) fn add_page(&mut self, page: &'static EventPage) -> bool {
+        self.pages.push(page).is_ok()
+    }
+
+    /// Whether the port has a word.
+    pub(super) fn has(&self, port: LocalPort) -> bool {
+        self.word(port.0).is_some()
+    }
+
+    /// Keeps a port from raising the upcall.
+    pub(super) fn mask(&self, port: LocalPort) {
+        if let Some(word) = self.word(port.0) {
+            word.fetch_or(MASKED, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether a queue was left before its end.
+    pub(super) const fn has_more(&self) -> bool {
+        self.ready != 0
+    }
+
+    /// Takes pending ports that are not masked, those of the highest priority first, clearing each before anyone looks at a ring.
+    pub(super) fn collect(&mut self, ports: &mut PendingPorts) {
+        self.ready |= self.control.ready.swap(0, Ordering::SeqCst);
+        for _ in 0..STEP {
+            let queue = usize::try_from(self.ready.trailing_zeros()).unwrap_or(PRIORITIES);
+            if let Some(port) = self.take_from(queue) {
+                ports.add(port);
+            }
+            if self.ready == 0 {
+                return;
+            }
+        }
+    }
+
+    /// Takes the next port of a queue; none if it was masked, or was taken before.
+    fn take_from(&mut self, queue: usize) -> Option<LocalPort> {
+        let bit = 1_u32.checked_shl(u32::try_from(queue).ok()?).unwrap_or(0);
+        let (Some(saved), Some(named)) = (
+            self.heads.get(queue).copied(),
+            self.control.heads.get(queue),
+        ) else {
+            // Xen has no such queue.
+            self.ready &= !bit;
+            return None;
+        };
+        let port = match saved {
+            0 => named.load(Ordering::SeqCst),
+            port => port,
+        };
+        // Out of the queue first: what is sent from here on is linked anew.
+        let word = self
+            .word(port)
+            .map_or(0, |word| word.fetch_and(!(LINKED | LINK), Ordering::SeqCst));
+        let next = word & LINK;
+        if let Some(head) = self.heads.get_mut(queue) {
+            *head = next;
+        }
+        if next == 0 {
+            self.ready &= !bit;
+        }
+        if word & (PENDING | MASKED) != PENDING {
+            return None;
+        }
+        self.word(port)?.fetch_and(!PENDING, Ordering::SeqCst);
+        Some(LocalPort(port))
+    }
+
+    fn word(&self, port: u32) -> Option<&'static AtomicU32> {
+        let port = usize::try_from(port).ok()?;
+        let page: &'static EventPage = self.pages.get(port / PORTS_PER_PAGE)?;
+        page.get(port % PORTS_PER_PAGE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Xen's side, as event_channel.h describes it.
+    struct Xen {
+        control: &'static ControlBlock,
+        pages: Vec<&'static EventPage>,
+        tails: [u32; PRIORITIES],
+        upcalls: u32,
+    }
+
+    fn machine(pages: usize) -> (Xen, Queues) {
+        let control: &'static ControlBlock = Box::leak(Box::new(ControlBlock::new()));
+        let mut queues = Queues::new(control);
+        let pages: Vec<&'static EventPage> = (0..pages)
+            .map(|_| {
+                let page: &'static EventPage =
+                    Box::leak(Box::new([const { AtomicU32::new(0) }; PORTS_PER_PAGE]));
+                mask_all(page);
+                assert!(queues.add_page(page));
+                page
+            })
+            .collect();
+        let xen = Xen {
+            control,
+            pages,
+            tails: [0; PRIORITIES],
+            upcalls: 0,
+        };
+        (xen, queues)
+    }
+
+    impl Xen {
+        fn word(&self, port: u32) -> &AtomicU32 {
+            let port = port as usize;
+            &self.pages[port / PORTS_PER_PAGE][port % PORTS_PER_PAGE]
+        }
+
+        fn unmask(&self, port: u32) {
+            self.word(port).fetch_and(!MASKED, Ordering::SeqCst);
+        }
+
+        fn send(&mut self, port: u32, priority: usize) {
+            let word = self.word(port);
+            if word.fetch_or(PENDING, Ordering::SeqCst) & MASKED != 0 {
+                return;
+            }
+            if word.fetch_or(LINKED, Ordering::SeqCst) & LINKED != 0 {
+                return;
+            }
+            let tail = core::mem::replace(&mut self.tails[priority], port);
+            let appended = tail != 0 && tail != port && {
+                let tail = self.word(tail);
+                let old = tail.load(Ordering::SeqCst);
+                let linked = old & LINKED != 0;
+                if linked {
+                    tail.store((old & !LINK) | port, Ordering::SeqCst);
+                }
+                linked
+            };
+            if !appended {
+                self.control.heads[priority].store(port, Ordering::SeqCst);
+                let bit = 1 << priority;
+                if self.control.ready.fetch_or(bit, Ordering::SeqCst) & bit == 0 {
+                    self.upcalls += 1;
+                }
+            }
+        }
+    }
+
+    fn collected(queues: &mut Queues) -> Vec<u32> {
+        let mut ports = PendingPorts::default();
+        queues.collect(&mut ports);
+        core::iter::from_fn(|| ports.take())
+            .map(|port| port.0)
+            .collect()
+    }
+
+    #[test]
+    fn each_event_is_taken_once_and_masked_ports_stay() {
+        let (mut xen, mut queues) = machine(2);
+        for port in [1, 5, 1024, 2047] {
+            xen.unmask(port);
+            xen.send(port, 7);
+            xen.send(port, 7);
+        }
+        xen.send(6, 7);
+        assert_eq!(xen.upcalls, 1, "one for a queue that was empty");
+        assert_eq!(collected(&mut queues), [1, 5, 1024, 2047]);
+        assert_eq!(collected(&mut queues), []);
+        xen.send(5, 7);
+        assert_eq!(xen.upcalls, 2);
+        assert_eq!(collected(&mut queues), [5]);
+        assert_eq!(xen.word(6).load(Ordering::SeqCst), PENDING | MASKED);
+        assert_eq!(xen.word(5).load(Ordering::SeqCst), 0);
+    }
+
+    #[test]
+    fn what_is_masked_while_it_waits_is_left_out_and_ends_no_queue() {
+        let (mut xen, mut queues) = machine(1);
+        for port in [1, 2, 3] {
+            xen.unmask(port);
+            xen.send(port, 7);
+        }
+        queues.mask(LocalPort(1));
+        queues.mask(LocalPort(2));
+        assert_eq!(collected(&mut queues), [3]);
+        xen.unmask(1);
+        xen.send(1, 7);
+        assert_eq!(collected(&mut queues), [1]);
+    }
+
+    #[test]
+    fn the_highest_priority_comes_first_and_a_step_has_an_end() {
+        let (mut xen, mut queues) = machine(2);
+        for port in 1..1500 {
+            xen.unmask(port);
+            xen.send(port, 7);
+        }
+        xen.unmask(1500);
+        xen.send(1500, 0);
+        let first = collected(&mut queues);
+        assert_eq!(first.len(), STEP);
+        assert_eq!(first.last(), Some(&1500));
+        assert!(queues.has_more());
+        xen.send(1, 7);
+        xen.send(1500, 0);
+        let second = collected(&mut queues);
+        assert_eq!(second.len(), 1499 - (STEP - 1) + 2);
+        assert!(!queues.has_more());
+        assert_eq!(collected(&mut queues), []);
+    }
+
+    #[test]
+    fn links_that_lead_nowhere_or_in_a_circle_end() {
+        let (xen, mut queues) = machine(1);
+        xen.control.heads[3].store(LINK, Ordering::SeqCst);
+        xen.control.ready.store(u32::MAX, Ordering::SeqCst);
+        assert_eq!(collected(&mut queues), []);
+        assert!(!queues.has_more());
+
+        for (port, next) in [(1, 2), (2, 1)] {
+            let word = PENDING | LINKED | next;
+            xen.word(port).store(word, Ordering::SeqCst);
+        }
+        xen.control.heads[7].store(1, Ordering::SeqCst);
+        xen.control.ready.store(1 << 7, Ordering::SeqCst);
+        assert_eq!(collected(&mut queues), [1, 2]);
+        assert!(!queues.has_more());
+    }
+
+    #[test]
+    fn there_is_a_word_for_every_port_and_for_no_other() {
+        let (_, mut queues) = machine(PAGES);
+        let last = u32::try_from(MAX_PORTS - 1).unwrap();
+        assert!(queues.has(LocalPort(last)) && !queues.has(LocalPort(last + 1)));
+        queues.mask(LocalPort(u32::MAX));
+        let page: &'static EventPage =
+            Box::leak(Box::new([const { AtomicU32::new(0) }; PORTS_PER_PAGE]));
+        assert!(!queues.add_page(page));
+    }
+
+    proptest! {
+        /// Whatever is sent between steps is taken by the next ones, each port once for each time that it became pending.
+        #[test]
+        fn nothing_is_lost(deeds in prop::collection::vec((1_u32..40, 0_usize..16, any::<bool>()), 1..300)) {
+            let (mut xen, mut queues) = machine(1);
+            let mut pending = std::collections::BTreeSet::new();
+            // A port keeps its priority, as a bound one does.
+            let mut priorities = std::collections::BTreeMap::new();
+            for port in 1..40 {
+                xen.unmask(port);
+            }
+            for (port, priority, step) in deeds {
+                let priority = *priorities.entry(port).or_insert(priority);
+                xen.send(port, priority);
+                pending.insert(port);
+                if step {
+                    prop_assert_eq!(collected(&mut queues), core::mem::take(&mut pending).into_iter().collect::<Vec<_>>());
+                }
+            }
+            prop_assert_eq!(collected(&mut queues), pending.into_iter().collect::<Vec<_>>());
+        }
+    }
+}
