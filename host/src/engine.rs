@@ -45,6 +45,11 @@ impl Engine {
         }
     }
 
+    /// Whether anybody's time can run out: the clients of the main socket may do everything, and take as long as they like.
+    pub(crate) fn needs_time(&self) -> bool {
+        matches!(self, Self::WithDomains(_))
+    }
+
     /// Runs requests and does what came of them.
     pub(crate) fn turn(&mut self, now: Instant, budget: u32) -> Progress {
         match self {

@@ -19,7 +19,7 @@ use crate::run::fits;
 use crate::storage::{Node, Storage, Value, listed_size};
 use crate::touched::Touched;
 use crate::watch::Watches;
-use crate::wire::{Errno, Kind, decimal, exactly, one, strings};
+use crate::wire::{Errno, Kind, decimal, exactly, one_path, strings};
 
 /// Bytes of a node besides value, permissions and child list, as quota `node-size` counts (protocol.md section 6).
 const SIZE_BASE: usize = 16;
@@ -116,7 +116,7 @@ impl<S: Storage> Work<'_, '_, S> {
     }
 
     fn directory(&mut self, payload: &[u8]) -> Result<Answer, Refusal> {
-        let path = self.node_path(one(payload)?)?;
+        let path = self.node_path(one_path(payload)?)?;
         let node = self.allowed(path.as_ref(), Right::Read)?;
         if !fits(node.children().list_size()) {
             return Err(Errno::E2BIG.into());
@@ -133,13 +133,13 @@ impl<S: Storage> Work<'_, '_, S> {
     }
 
     fn read(&mut self, payload: &[u8]) -> Result<Answer, Refusal> {
-        let path = self.node_path(one(payload)?)?;
+        let path = self.node_path(one_path(payload)?)?;
         let node = self.allowed(path.as_ref(), Right::Read)?;
         Ok(Answer::Value(node.value.clone()))
     }
 
     fn get_perms(&mut self, payload: &[u8]) -> Result<Answer, Refusal> {
-        let path = self.any_path(one(payload)?)?;
+        let path = self.any_path(one_path(payload)?)?;
         let domains = self.setting.domains;
         let node = self.allowed(path.as_ref(), Right::Read)?;
         let shown = node
@@ -171,7 +171,7 @@ impl<S: Storage> Work<'_, '_, S> {
     }
 
     fn mkdir(&mut self, payload: &[u8]) -> Result<Answer, Refusal> {
-        let path = self.node_path(one(payload)?)?;
+        let path = self.node_path(one_path(payload)?)?;
         self.touch(path.as_ref())?;
         let (nearest, missing) = self.nearest(path.as_ref(), Right::Write)?;
         if !missing.is_empty() {
@@ -182,7 +182,7 @@ impl<S: Storage> Work<'_, '_, S> {
     }
 
     fn rm(&mut self, payload: &[u8]) -> Result<Answer, Refusal> {
-        let path = self.node_path(one(payload)?)?;
+        let path = self.node_path(one_path(payload)?)?;
         let path = path.as_ref();
         self.touch(path)?;
         let (_, missing) = self.nearest(path, Right::Write)?;

@@ -266,6 +266,7 @@ impl Output {
     }
 
     /// Counts bytes of [`Output::front`] as sent; gives the debt of a message that is gone with them.
+    #[inline]
     pub(crate) fn advance(&mut self, sent: usize) -> Option<Debt> {
         self.sent = self.sent.saturating_add(sent);
         let message = self.messages.front()?;

@@ -49,6 +49,7 @@ impl<S: Storage> Server<S> {
         let Some((request, cause)) = self.take_request(conn) else {
             return REQUEST_COST;
         };
+        let is_charged = cause.is_some();
         self.cause = cause;
         if self.traces {
             self.trace_request(conn, &request);
@@ -67,7 +68,9 @@ impl<S: Storage> Server<S> {
         self.reply(conn, request.header, answer);
         self.spare.keep(request.payload);
         self.cause = None;
-        self.account(conn);
+        if is_charged {
+            self.account(conn);
+        }
         let events = self.events.wrapping_sub(events);
         cost.saturating_add(u32::try_from(events).unwrap_or(u32::MAX))
     }

@@ -349,6 +349,7 @@ impl<S: Storage> Server<S> {
         let mut more = !connection.output.is_empty();
         let lost = !more && !connection.lost.is_empty();
         let waits = connection.input.is_whole() && !connection.queued;
+        let is_charged = !connection.privileged;
         if let Some(debt) = done {
             self.settle(debt);
         }
@@ -356,7 +357,9 @@ impl<S: Storage> Server<S> {
             self.tell_lost(conn);
             more = true;
         }
-        self.account(conn);
+        if is_charged {
+            self.account(conn);
+        }
         if waits {
             self.queue(conn);
         }

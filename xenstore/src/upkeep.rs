@@ -110,6 +110,7 @@ impl<S: Storage> Server<S> {
     }
 
     /// Notes that the running request has one more message on its way, and what that costs. Its account follows when it is answered.
+    #[inline]
     pub(crate) fn charge_cause(&mut self, bytes: u64) {
         if let Some(cause) = self.cause
             && let Some(connection) = self.connections.get_mut(cause.connection)

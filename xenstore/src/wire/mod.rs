@@ -12,4 +12,4 @@ pub use errno::Errno;
 pub use header::{HEADER_SIZE, Header, PAYLOAD_MAX};
 pub use kind::Kind;
 pub(crate) use number::decimal;
-pub(crate) use strings::{exactly, one, strings};
+pub(crate) use strings::{exactly, one, one_path, strings};

@@ -17,6 +17,17 @@ pub(crate) fn one(payload: &[u8]) -> Result<&[u8], Errno> {
     exactly::<1>(payload).map(|[only]| only)
 }
 
+/// As [`one`], for a path: a NUL within is not looked for, since no path has one.
+///
+/// # Errors
+/// EINVAL for a payload that does not end with a NUL.
+pub(crate) fn one_path(payload: &[u8]) -> Result<&[u8], Errno> {
+    match payload.split_last() {
+        Some((0, path)) => Ok(path),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
 /// The strings of a payload with exactly `N` NULs, the last of which is its last byte.
 ///
 /// # Errors
