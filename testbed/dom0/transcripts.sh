@@ -6,7 +6,6 @@
 . /testbed/start.sh
 # shellcheck source=testbed/dom0/players.sh
 . /testbed/players.sh
-store_kind=$(cat /testbed/store)
 
 report "up"
 step 40 "the store starts" start_store || finish

@@ -117,11 +117,7 @@ fn answered(came: u32, index: usize) -> Meaning {
 }
 
 /// Applies a change to every domid in a message.
-fn rename(
-    message: &mut Message,
-    meaning: fn(u32, usize) -> Meaning,
-    change: impl Fn(u16) -> u16,
-) {
+fn rename(message: &mut Message, meaning: fn(u32, usize) -> Meaning, change: impl Fn(u16) -> u16) {
     let pieces = message.payload.split_inclusive(|byte| *byte == 0);
     let renamed = pieces.enumerate().flat_map(|(at, piece)| {
         let text = piece.strip_suffix(&[0]);
@@ -131,7 +127,10 @@ fn rename(
             Meaning::Path => home(text, &change),
             Meaning::Text => None,
         });
-        changed.map_or_else(|| piece.to_vec(), |changed| [changed.as_slice(), &[0]].concat())
+        changed.map_or_else(
+            || piece.to_vec(),
+            |changed| [changed.as_slice(), &[0]].concat(),
+        )
     });
     message.payload = renamed.collect();
 }
@@ -231,7 +230,10 @@ mod tests {
     #[test]
     fn replies_name_the_texts() {
         assert_eq!(came("GET_PERMS", b"n8\0r1005\0"), b"n1\0r5\0");
-        assert_eq!(came("GET_DOMAIN_PATH", b"/local/domain/8\0"), b"/local/domain/1\0");
+        assert_eq!(
+            came("GET_DOMAIN_PATH", b"/local/domain/8\0"),
+            b"/local/domain/1\0"
+        );
         assert_eq!(
             came("WATCH_EVENT", b"/local/domain/8/a\x008\0"),
             b"/local/domain/1/a\x008\0"

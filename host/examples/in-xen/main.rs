@@ -22,7 +22,7 @@ use std::process::ExitCode;
 use std::rc::Rc;
 
 use cases::{Exception, Played, all_cases, play_all};
-use differences::{DIFFERENCES, IN_XEN};
+use differences::{DIFFERENCES, Seen};
 use machine::{Guest, InXen, Machine};
 use playable::{Stage, domains};
 use relay::Relay;
@@ -84,9 +84,13 @@ fn play(way: &str, store: &str, guests: &[&str]) -> Result<(), String> {
     let stage = machine.stage();
     let exceptions = applicable(stage, is_peer)?;
     let machine = Rc::new(RefCell::new(machine));
-    let played = play_all(&exceptions, || InXen(Rc::clone(&machine)))?;
-    machine.borrow_mut().part()?;
-    conclude(stage, &exceptions, &played)
+    let spared: Vec<_> = seen(&[Seen::Spared]).filter(|_| is_peer).collect();
+    let played = play_all(&exceptions, || InXen {
+        machine: Rc::clone(&machine),
+        spared: spared.clone(),
+    })?;
+    conclude(stage, &exceptions, &played)?;
+    machine.borrow_mut().part()
 }
 
 /// DOMID:PORT:TERMINAL
@@ -107,12 +111,20 @@ fn applicable(stage: Stage, is_peer: bool) -> Result<Vec<Exception>, String> {
         let cases = cases.filter(|case| stage.admit(case).is_ok());
         admitted.extend(cases.map(|case| (file.clone(), case.name)));
     }
-    let listed = [DIFFERENCES, IN_XEN].into_iter().filter(|_| is_peer);
-    let listed = listed.flatten().chain(EXCEPTIONS).copied();
+    let listed = seen(&[Seen::Everywhere, Seen::InXen]).filter(|_| is_peer);
+    let listed = listed.chain(EXCEPTIONS.iter().copied());
     let is_admitted = |(file, name, _): &Exception| {
-        admitted.iter().any(|(of, case)| of == file && case == name)
+        let is_spared = seen(&[Seen::Spared]).any(|(_, spared, _)| spared == *name);
+        !is_spared && admitted.iter().any(|(of, case)| of == file && case == name)
     };
     Ok(listed.filter(is_admitted).collect())
+}
+
+/// The differences that are seen in these places.
+fn seen(places: &[Seen]) -> impl Iterator<Item = Exception> {
+    let tables = DIFFERENCES.into_iter();
+    let tables = tables.filter(|(place, _)| places.contains(place));
+    tables.flat_map(|(_, differences)| differences).copied()
 }
 
 fn conclude(stage: Stage, exceptions: &[Exception], played: &Played) -> Result<(), String> {
@@ -134,7 +146,10 @@ fn conclude(stage: Stage, exceptions: &[Exception], played: &Played) -> Result<(
         return Ok(());
     }
     let count = played.complaints.len();
-    Err(format!("{}\n\n{count} complaints", played.complaints.join("\n\n")))
+    Err(format!(
+        "{}\n\n{count} complaints",
+        played.complaints.join("\n\n")
+    ))
 }
 
 /// By reason, the most frequent one first.

@@ -3,7 +3,7 @@
 //! Linux's xenbus device is no mere pipe: it passes on whole requests only, and answers some of them itself. A case may be played if
 //! what the kernel says is what the text wants, and if the store is asked anything at all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::cases::transcript::message::kind;
 use crate::cases::transcript::syntax::{Action, Case, Directive, Expected, Need, Transaction};
@@ -21,6 +21,7 @@ const OTHER_PORT: &str = "a guest has one port for its store";
 const WATCH_WORDS: &str = "the kernel passes on no more of a watch than path and token";
 const TOKENS: &str = "the kernel makes each watch one with a token of its own";
 const RESET: &str = "RESET_WATCHES would take the kernel's own watches away";
+const ONE_AT_A_TIME: &str = "the kernel has room for one request of a client at a time";
 const NO_TRANSACTION: &str = "the kernel keeps back the answer to an end of no transaction";
 const ANSWERS: &str = "the kernel gives an answer of its own";
 const ALL_ANSWERS: &str = "the kernel answers every request itself";
@@ -47,6 +48,7 @@ impl Stage {
         if domains(case).len() > self.guests {
             return Err(MANY_DOMAINS);
         }
+        self.admit_order(case)?;
         self.admit_requests(case)
     }
 
@@ -64,6 +66,23 @@ impl Stage {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Linux sends a request after `write` has returned, out of a buffer that the next `write` fills.
+    fn admit_order(self, case: &Case) -> Result<(), &'static str> {
+        let mut waiting = BTreeSet::new();
+        for step in &case.steps {
+            match &step.action {
+                Action::Request { from, .. }
+                    if self.is_behind_kernel(*from) && !waiting.insert(*from) =>
+                {
+                    return Err(ONE_AT_A_TIME);
+                }
+                Action::Reply { to, .. } => drop(waiting.remove(to)),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     fn admit_requests(self, case: &Case) -> Result<(), &'static str> {
@@ -91,14 +110,20 @@ impl Stage {
                 Way::Unknown if !is_refused => reaches_store = true,
                 Way::Unknown if is_wanted("ENOENT") => {}
                 Way::Refused if is_wanted("EINVAL") => {}
-                Way::Granted if !is_refused && watched.contains(&(request.from, request.payload)) => {}
+                Way::Granted
+                    if !is_refused && watched.contains(&(request.from, request.payload)) => {}
                 _ => return Err(ANSWERS),
             }
         }
-        if reaches_store { Ok(()) } else { Err(ALL_ANSWERS) }
+        if reaches_store {
+            Ok(())
+        } else {
+            Err(ALL_ANSWERS)
+        }
     }
 
-    fn is_behind_kernel(self, domid: u16) -> bool {
+    /// Whether a kernel is between a domain's client and the store.
+    pub(crate) fn is_behind_kernel(self, domid: u16) -> bool {
         domid != 0 || self.is_dom0_behind_kernel
     }
 }
@@ -244,6 +269,7 @@ mod tests {
             ("d0 > WATCH a t => OK\nd0 > UNWATCH b t => OK", Err(ANSWERS)),
             ("d0 sends pieces of 1", Err(NOT_WHOLE)),
             ("d0 bytes 'x'", Err(NOT_WHOLE)),
+            ("d0 > READ /t\nd0 > READ /t", Err(ONE_AT_A_TIME)),
             ("domain 1 dies", Err(LIVES)),
             ("d0 > INTRODUCE 1 1 8 => OK", Err(OTHER_PORT)),
             ("d0 > INTRODUCE 1 1 8 => EINVAL", Ok(())),

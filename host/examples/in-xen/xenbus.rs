@@ -177,7 +177,7 @@ impl Host for Xenbus {
         need == Need::FreshServer
     }
 
-    fn keeps_order(&self) -> bool {
+    fn keeps_order(&self, _: u16) -> bool {
         false
     }
 

@@ -24,8 +24,8 @@ pub(crate) trait Host {
         unmet.map_or(Ok(()), |need| Err(need.describe().to_owned()))
     }
 
-    /// Whether a client receives replies and events in the order in which the server sent them. If not, each of the two is in order.
-    fn keeps_order(&self) -> bool {
+    /// Whether a domain receives replies and events in the order in which the server sent them. If not, each of the two is in order.
+    fn keeps_order(&self, _: u16) -> bool {
         true
     }
 

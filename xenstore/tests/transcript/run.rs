@@ -308,7 +308,7 @@ impl<H: Host> Player<H> {
     /// The next message, whatever it is; without order, the next one of the sort that the text has here.
     fn next(&mut self, to: u16, is_wanted: fn(&Message) -> bool) -> Result<Message, String> {
         let none = || format!("d{to} got nothing");
-        if self.host.keeps_order() {
+        if self.host.keeps_order(to) {
             return self.host.receive(to)?.ok_or_else(none);
         }
         let ahead = &mut self.clients.entry(to).or_default().ahead;
