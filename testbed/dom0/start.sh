@@ -12,8 +12,7 @@ start_store_domain() {
     echo "note: domain $store"
 }
 
-# Debian's own daemon instead, to see what the scenario says of it. Not in the background of its own making: there it ends
-# without a word in the middle of the transcripts.
+# Debian's own daemon instead, to see what the scenario says of it; not detached, so that its last words are in the log.
 start_store_daemon() {
     xenstored --no-fork --pid-file /run/xen/xenstored.pid >/var/log/xen/xenstored.log 2>&1 &
     eventually 5 test -S /var/run/xenstored/socket
