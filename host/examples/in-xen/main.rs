@@ -89,8 +89,8 @@ fn play(way: &str, store: &str, guests: &[&str]) -> Result<(), String> {
         machine: Rc::clone(&machine),
         spared: spared.clone(),
     })?;
-    conclude(stage, &exceptions, &played)?;
-    machine.borrow_mut().part()
+    let concluded = conclude(stage, &exceptions, &played);
+    machine.borrow_mut().part().and(concluded)
 }
 
 /// DOMID:PORT:TERMINAL

@@ -455,6 +455,44 @@ const IN_XEN: &[Difference] = &[
         LATER_TYPES,
     ),
     (
+        "malformed.txt",
+        "bytes without a NUL where nothing or a string is wanted",
+        LATER_TYPES,
+    ),
+    (
+        "malformed.txt",
+        "bytes behind the last NUL of a list of any length mean nothing",
+        LATER_TYPES,
+    ),
+    (
+        "malformed.txt",
+        "domids that are none: features and quotas",
+        LATER_TYPES,
+    ),
+    (
+        "malformed.txt",
+        "features that are no numbers, or are none",
+        LATER_TYPES,
+    ),
+    ("malformed.txt", "limits that are no numbers", LATER_TYPES),
+    ("malformed.txt", "quotas that there are not", LATER_TYPES),
+    (
+        "malformed.txt",
+        "quotas with too many arguments",
+        LATER_TYPES,
+    ),
+    (
+        "quotas.txt",
+        "nodes made for a domain in a transaction of the toolstack are counted, not refused",
+        LATER_TYPES,
+    ),
+    ("quotas.txt", "no limits at all", LATER_TYPES),
+    (
+        "quotas.txt",
+        "every limit of a domain can be read",
+        LATER_TYPES,
+    ),
+    (
         "permissions.txt",
         "special names have permissions",
         SPECIAL_PERMISSIONS,
@@ -467,12 +505,22 @@ const IN_XEN: &[Difference] = &[
         LAX_NUMBERS,
     ),
     (
+        "malformed.txt",
+        "domids that are none: the target of SET_TARGET",
+        LAX_NUMBERS,
+    ),
+    (
         "framing.txt",
         "an empty payload where a string is wanted",
         ONE_STRING,
     ),
     ("framing.txt", "a payload without a NUL", ONE_STRING),
     ("control.txt", "what a domain has", LAYOUT),
+    (
+        "control.txt",
+        "what a domain has, listed as C lists it",
+        LAYOUT,
+    ),
     ("quotas.txt", "ten transactions by default", ONE_MORE),
     ("quotas.txt", "bytes of a node", NODE_BYTES),
     (
@@ -481,6 +529,11 @@ const IN_XEN: &[Difference] = &[
         NODE_BYTES,
     ),
     ("domains.txt", "a stub's target can be released", TARGET),
+    (
+        "domains.txt",
+        "a domain that is its own target has what it had",
+        TARGET,
+    ),
     (
         "domains.txt",
         "others hear that a released domain's nodes go",
