@@ -5,6 +5,8 @@
 . /testbed/steps.sh
 # shellcheck source=testbed/dom0/start.sh
 . /testbed/start.sh
+# shellcheck source=testbed/dom0/players.sh
+. /testbed/players.sh
 store_kind=$(cat /testbed/store)
 console=/var/log/xen/guest
 
@@ -20,6 +22,7 @@ main() {
     tool_steps
     guest_steps
     second_guest_steps
+    transcript_steps
     [ "$store_kind" = daemon ] || bad_boot_steps
     step 10 "the store still answers, and only its domain is left" aftermath
     finish

@@ -12,9 +12,11 @@ start_store_domain() {
     echo "note: domain $store"
 }
 
-# Debian's own daemon instead, to see what the scenario says of it.
+# Debian's own daemon instead, to see what the scenario says of it; not detached, so that its last words are in the log.
 start_store_daemon() {
-    xenstored --pid-file /run/xen/xenstored.pid
+    xenstored --no-fork --pid-file /run/xen/xenstored.pid >/var/log/xen/xenstored.log 2>&1 &
+    eventually 5 test -S /var/run/xenstored/socket
+    eventually 5 xenstore-exists /
     remember store 0
 }
 

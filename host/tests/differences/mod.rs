@@ -1,5 +1,28 @@
-//! Where Debian's C `xenstored` (4.17) answers a transcript otherwise, case by case: played by `peer.rs`, shown in
-//! `docs/compatibility.md`.
+//! Where Debian's C `xenstored` (4.17) answers a transcript otherwise, case by case: played by `peer.rs` without a hypervisor and by
+//! `../examples/in-xen` in dom0, shown in `docs/compatibility.md`.
+
+/// A case's file, its name, and what C xenstored does.
+pub(crate) type Difference = (&'static str, &'static str, &'static str);
+
+/// Where a difference is seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Seen {
+    Everywhere,
+    /// Only where no hypervisor knows of domains.
+    WithoutXen,
+    /// Only where real guests take part.
+    InXen,
+    /// Only without Xen, or not at all: in dom0 the case would cut dom0 off.
+    Spared,
+}
+
+/// All differences; those of one table are ordered by what C xenstored does.
+pub(crate) const DIFFERENCES: [(Seen, &[Difference]); 4] = [
+    (Seen::Everywhere, EVERYWHERE),
+    (Seen::WithoutXen, WITHOUT_XEN),
+    (Seen::InXen, IN_XEN),
+    (Seen::Spared, SPARED),
+];
 
 const TOUCHED: &str = "a transaction that read a node ends with EAGAIN if the node was written, or got or lost a child, even if every answer would be the same";
 const WRITTEN: &str = "a transaction that changed a node, or made or removed it, ends with EAGAIN if another one did the same or changed its parent, even if it read nothing";
@@ -19,12 +42,20 @@ const UNWATCH_PATH: &str =
 const SPECIAL_NAMES: &str = "any name that begins with `@` may be watched, however it ends; permissions of one that is none are not there, ENOENT";
 const COMMANDS: &str = "CONTROL has other commands";
 const INTRODUCE_DOM0: &str = "INTRODUCE of the privileged domain answers OK";
+const ANY_DOMAIN: &str = "4.17 does not know entries for every domain (32757)";
+const LAYOUT: &str = "CONTROL quota of a domain is laid out otherwise";
+const ONE_MORE: &str = "one transaction more than the limit can be open";
+const NODE_BYTES: &str = "a node counts as a few bytes more";
+const TARGET: &str = "RELEASE of a domain that is another's target answers OK and does nothing";
+const RELEASE_FIRST: &str = "RELEASE is answered before the events that it makes";
+const NEW_RING: &str = "INTRODUCE of domain 0, or of garbage, which counts as 0, begins dom0's own connection anew: its kernel then waits for ever";
+const ASSERTION: &str =
+    "after a READ of 4096 NULs it ends by a failed assertion (`conn->in == NULL`), mostly";
 const EVERY_DOMAIN: &str = "here every domid names a domain, because no hypervisor says otherwise";
 const NO_STORE_DOMAIN: &str =
     "here the store has no domain of its own, so that domain 31 is no other than 77";
 
-/// A case's file, its name, and what C xenstored does; ordered by the latter.
-pub(crate) const DIFFERENCES: &[(&str, &str, &str)] = &[
+const EVERYWHERE: &[Difference] = &[
     (
         "conflicts.txt",
         "read a node, the same value is written",
@@ -291,6 +322,14 @@ pub(crate) const DIFFERENCES: &[(&str, &str, &str)] = &[
         INTRODUCE_DOM0,
     ),
     (
+        "domains.txt",
+        "resume of those who are not there",
+        NO_STORE_DOMAIN,
+    ),
+];
+
+const WITHOUT_XEN: &[Difference] = &[
+    (
         "conflicts.txt",
         "an entry for a domain that does not exist is no conflict",
         EVERY_DOMAIN,
@@ -300,9 +339,234 @@ pub(crate) const DIFFERENCES: &[(&str, &str, &str)] = &[
         "an owner that does not exist",
         EVERY_DOMAIN,
     ),
+];
+
+const IN_XEN: &[Difference] = &[
+    (
+        "conflicts.txt",
+        "two transactions make a child each",
+        WRITTEN,
+    ),
+    (
+        "transactions.txt",
+        "permissions inside are those of the snapshot",
+        FIRST_ACCESS,
+    ),
+    (
+        "conflicts.txt",
+        "a transaction that failed to fit would now fit",
+        LATER_TYPES,
+    ),
+    ("features.txt", "what is offered", LATER_TYPES),
+    ("features.txt", "whose may be asked for", LATER_TYPES),
+    (
+        "features.txt",
+        "a domain that is not introduced yet",
+        LATER_TYPES,
+    ),
+    (
+        "features.txt",
+        "after the introduction it is too late",
+        LATER_TYPES,
+    ),
+    ("features.txt", "bits that there are not", LATER_TYPES),
+    (
+        "features.txt",
+        "features are not for guests to set",
+        LATER_TYPES,
+    ),
+    (
+        "features.txt",
+        "without entries for every domain",
+        LATER_TYPES,
+    ),
+    (
+        "paths.txt",
+        "a guest's path may have 2048 bytes below its home, and no more",
+        LATER_TYPES,
+    ),
+    (
+        "quotas.txt",
+        "names and arguments that are none",
+        LATER_TYPES,
+    ),
+    ("quotas.txt", "a domain's own limit", LATER_TYPES),
+    (
+        "quotas.txt",
+        "a domain that exists but is not introduced has limits",
+        LATER_TYPES,
+    ),
+    (
+        "quotas.txt",
+        "limits are not for guests to see or set",
+        LATER_TYPES,
+    ),
+    ("quotas.txt", "nodes", LATER_TYPES),
+    (
+        "quotas.txt",
+        "all nodes of one request count together",
+        LATER_TYPES,
+    ),
+    ("quotas.txt", "nodes in a transaction", LATER_TYPES),
+    (
+        "quotas.txt",
+        "nodes are counted once more when a transaction ends",
+        LATER_TYPES,
+    ),
+    (
+        "quotas.txt",
+        "nodes made for a domain by the toolstack are counted, not refused",
+        LATER_TYPES,
+    ),
+    (
+        "quotas.txt",
+        "nodes given away are the new owner's",
+        LATER_TYPES,
+    ),
+    (
+        "quotas.txt",
+        "removal gives each owner its node back",
+        LATER_TYPES,
+    ),
+    ("quotas.txt", "no limit", LATER_TYPES),
+    ("quotas.txt", "transactions", LATER_TYPES),
+    (
+        "quotas.txt",
+        "nodes that a transaction touches",
+        LATER_TYPES,
+    ),
+    (
+        "quotas.txt",
+        "one node more than a transaction may touch, and it has failed",
+        LATER_TYPES,
+    ),
+    (
+        "quotas.txt",
+        "a failed transaction may be given up",
+        LATER_TYPES,
+    ),
+    ("quotas.txt", "entries of a node's permissions", LATER_TYPES),
+    ("quotas.txt", "bytes of a path", LATER_TYPES),
+    ("quotas.txt", "bytes of a node with children", LATER_TYPES),
+    ("quotas.txt", "memory", LATER_TYPES),
+    (
+        "transactions.txt",
+        "requests about domains are the same inside",
+        LATER_TYPES,
+    ),
+    (
+        "malformed.txt",
+        "bytes without a NUL where nothing or a string is wanted",
+        LATER_TYPES,
+    ),
+    (
+        "malformed.txt",
+        "bytes behind the last NUL of a list of any length mean nothing",
+        LATER_TYPES,
+    ),
+    (
+        "malformed.txt",
+        "domids that are none: features and quotas",
+        LATER_TYPES,
+    ),
+    (
+        "malformed.txt",
+        "features that are no numbers, or are none",
+        LATER_TYPES,
+    ),
+    ("malformed.txt", "limits that are no numbers", LATER_TYPES),
+    ("malformed.txt", "quotas that there are not", LATER_TYPES),
+    (
+        "malformed.txt",
+        "quotas with too many arguments",
+        LATER_TYPES,
+    ),
+    (
+        "quotas.txt",
+        "nodes made for a domain in a transaction of the toolstack are counted, not refused",
+        LATER_TYPES,
+    ),
+    ("quotas.txt", "no limits at all", LATER_TYPES),
+    (
+        "quotas.txt",
+        "every limit of a domain can be read",
+        LATER_TYPES,
+    ),
+    (
+        "permissions.txt",
+        "special names have permissions",
+        SPECIAL_PERMISSIONS,
+    ),
+    ("permissions.txt", "an entry for every domain", ANY_DOMAIN),
+    ("domains.txt", "who is introduced", LAX_NUMBERS),
     (
         "domains.txt",
-        "resume of those who are not there",
+        "a domain's home is a matter of words",
+        LAX_NUMBERS,
+    ),
+    (
+        "malformed.txt",
+        "domids that are none: the target of SET_TARGET",
+        LAX_NUMBERS,
+    ),
+    (
+        "framing.txt",
+        "an empty payload where a string is wanted",
+        ONE_STRING,
+    ),
+    ("framing.txt", "a payload without a NUL", ONE_STRING),
+    ("control.txt", "what a domain has", LAYOUT),
+    (
+        "control.txt",
+        "what a domain has, listed as C lists it",
+        LAYOUT,
+    ),
+    ("quotas.txt", "ten transactions by default", ONE_MORE),
+    ("quotas.txt", "bytes of a node", NODE_BYTES),
+    (
+        "quotas.txt",
+        "bytes of a node with further permissions",
+        NODE_BYTES,
+    ),
+    ("domains.txt", "a stub's target can be released", TARGET),
+    (
+        "domains.txt",
+        "a domain that is its own target has what it had",
+        TARGET,
+    ),
+    (
+        "domains.txt",
+        "others hear that a released domain's nodes go",
+        RELEASE_FIRST,
+    ),
+    (
+        "specials.txt",
+        "a domain's release is announced",
+        RELEASE_FIRST,
+    ),
+    (
+        "domains.txt",
+        "release of those who are not to be released",
         NO_STORE_DOMAIN,
+    ),
+];
+
+const SPARED: &[Difference] = &[
+    (
+        "domains.txt",
+        "introduction with arguments that are none",
+        NEW_RING,
+    ),
+    (
+        "domains.txt",
+        "introduction of the privileged and the store's domain, and of no domain",
+        NEW_RING,
+    ),
+    ("malformed.txt", "domids that are none: INTRODUCE", NEW_RING),
+    ("framing.txt", "nothing but NULs", ASSERTION),
+    (
+        "malformed.txt",
+        "4096 bytes of which all or none are NULs, where one path is wanted",
+        ASSERTION,
     ),
 ];

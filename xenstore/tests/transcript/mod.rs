@@ -8,12 +8,26 @@ pub(crate) mod run;
 pub(crate) mod syntax;
 
 use message::Message;
-use syntax::{Directive, Need};
+use syntax::{Case, Directive, Need};
 
 /// A server, the clients' ways to it, and the domains around it.
 pub(crate) trait Host {
     /// Whether cases with this need can be played here; the others are left out and counted.
     fn supports(&self, need: Need) -> bool;
+
+    /// Gets ready for a case.
+    ///
+    /// # Errors
+    /// Why it cannot be played here.
+    fn prepare(&mut self, case: &Case) -> Result<(), String> {
+        let unmet = case.needs.iter().find(|need| !self.supports(**need));
+        unmet.map_or(Ok(()), |need| Err(need.describe().to_owned()))
+    }
+
+    /// Whether a domain receives replies and events in the order in which the server sent them. If not, each of the two is in order.
+    fn keeps_order(&self, _: u16) -> bool {
+        true
+    }
 
     /// Does what the text asks of the domains and of time.
     ///

@@ -15,8 +15,8 @@ const FIRST_REQUEST: u32 = 0x5000_0000;
 #[derive(Default)]
 pub(crate) struct Report {
     pub(crate) played: usize,
-    /// Cases that need what the host has not.
-    pub(crate) left_out: usize,
+    /// Cases that need what the host has not: file and name, and why.
+    pub(crate) left_out: Vec<(String, String)>,
     /// One readable paragraph for each case that failed.
     pub(crate) failures: Vec<String>,
 }
@@ -25,9 +25,10 @@ pub(crate) struct Report {
 pub(crate) fn play<H: Host>(file: &str, cases: &[Case], mut host: impl FnMut() -> H) -> Report {
     let mut report = Report::default();
     for case in cases {
-        let host = host();
-        if !case.needs.iter().all(|need| host.supports(*need)) {
-            report.left_out += 1;
+        let mut host = host();
+        if let Err(why) = host.prepare(case) {
+            let name = format!("{file}: {}", case.name);
+            report.left_out.push((name, why));
             continue;
         }
         report.played += 1;
@@ -57,6 +58,8 @@ struct Client {
     chunk: Option<usize>,
     /// Bytes were sent that are no whole request, or nothing is read: the server cannot be asked for its opinion through it.
     unusable: bool,
+    /// Messages that came before others that are further on in the text, on a host that keeps no order between the two sorts.
+    ahead: VecDeque<Message>,
 }
 
 /// The line that failed, and why.
@@ -253,7 +256,7 @@ impl<H: Host> Player<H> {
     }
 
     fn reply(&mut self, to: u16, expected: &Expected) -> Result<(), String> {
-        let came = self.next(to)?;
+        let came = self.next(to, |message| message.kind != WATCH_EVENT)?;
         let awaited = self.clients.entry(to).or_default().awaited.pop_front();
         let (_, request) = awaited.ok_or("no request is waiting for a reply")?;
         let shown = came.show();
@@ -293,7 +296,7 @@ impl<H: Host> Player<H> {
     }
 
     fn event(&mut self, to: u16, payload: &[Piece]) -> Result<(), String> {
-        let came = self.next(to)?;
+        let came = self.next(to, |message| message.kind == WATCH_EVENT)?;
         let is_event = came.kind == WATCH_EVENT && (came.req_id, came.tx_id) == (0, 0);
         if is_event && fits(payload, &came.payload, &mut self.numbers) {
             Ok(())
@@ -302,13 +305,32 @@ impl<H: Host> Player<H> {
         }
     }
 
-    fn next(&mut self, to: u16) -> Result<Message, String> {
-        let came = self.host.receive(to)?;
-        came.ok_or(format!("d{to} got nothing"))
+    /// The next message, whatever it is; without order, the next one of the sort that the text has here.
+    fn next(&mut self, to: u16, is_wanted: fn(&Message) -> bool) -> Result<Message, String> {
+        let none = || format!("d{to} got nothing");
+        if self.host.keeps_order(to) {
+            return self.host.receive(to)?.ok_or_else(none);
+        }
+        let ahead = &mut self.clients.entry(to).or_default().ahead;
+        if let Some(at) = ahead.iter().position(is_wanted) {
+            return ahead.remove(at).ok_or_else(none);
+        }
+        loop {
+            let came = self.host.receive(to)?.ok_or_else(none)?;
+            if is_wanted(&came) {
+                return Ok(came);
+            }
+            ahead.push_back(came);
+        }
     }
 
     fn nothing(&mut self, to: u16) -> Result<(), String> {
-        match self.host.receive(to)? {
+        let ahead = &mut self.clients.entry(to).or_default().ahead;
+        let came = match ahead.pop_front() {
+            None => self.host.receive(to)?,
+            came => came,
+        };
+        match came {
             None => Ok(()),
             Some(came) => Err(format!(
                 "d{to} got {}, which nothing announced",

@@ -28,6 +28,19 @@ pub(crate) enum Need {
     Ring,
 }
 
+impl Need {
+    /// What a host without it says.
+    pub(crate) fn describe(self) -> &'static str {
+        match self {
+            Self::Domains => "there are no other domains",
+            Self::FreshServer => "the server is not fresh",
+            Self::Clock => "time passes as it will",
+            Self::Unread => "clients always read",
+            Self::Ring => "the ring's page is out of reach",
+        }
+    }
+}
+
 /// A line.
 #[derive(Debug)]
 pub(crate) struct Step {
