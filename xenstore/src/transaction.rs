@@ -4,6 +4,7 @@
 //! requests run once more, on the store as it is now, and count if every answer is the same: then the client could not have told
 //! whether all of them ran just now, which is what strict serializability means. So only a read that mattered makes a conflict.
 
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::mem;
@@ -25,7 +26,7 @@ const KEPT_BYTES: usize = 64;
 
 /// The open transactions of one connection.
 pub(crate) struct Transactions<S: Storage> {
-    open: BTreeMap<TxId, Transaction<S>>,
+    open: BTreeMap<TxId, Box<Transaction<S>>>,
     /// The id given last, if any.
     last: Option<TxId>,
     /// Bytes of all of them.
@@ -64,11 +65,11 @@ impl<S: Storage> Transactions<S> {
         }
         self.last = Some(id);
         self.bytes = self.bytes.saturating_add(transaction.bytes);
-        self.open.insert(id, transaction);
+        self.open.insert(id, Box::new(transaction));
         id
     }
 
-    pub(crate) fn remove(&mut self, id: TxId) -> Option<Transaction<S>> {
+    pub(crate) fn remove(&mut self, id: TxId) -> Option<Box<Transaction<S>>> {
         let transaction = self.open.remove(&id)?;
         self.bytes = self.bytes.saturating_sub(transaction.bytes);
         Some(transaction)
