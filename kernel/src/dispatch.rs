@@ -1,7 +1,7 @@
 //! The one place that joins Xen and the store: ports become links, links' bytes become requests, the store's wishes become hypercalls.
 //!
-//! A turn is a few rounds. A link gets the event that it is owed when nothing more is to be done for it, at the latest when the turn
-//! ends: so one event tells of much, and nobody waits for it until others are served, too. A round: collect pending ports; give
+//! A turn is a few rounds. A link gets the event that it is owed when all that it asked for is answered, or nothing more is to be done
+//! for it; at the latest when the turn ends. So one event tells of much, and nobody waits for it until others are served, too. A round: collect pending ports; give
 //! every link with credit one look, the privileged domain's first; collect again and deal with ended domains; let the store run; do
 //! what it asks for. Ended domains come *between* reading requests and running them: Xen raises its interrupt before a domid can be
 //! used again, so a request that speaks of the new domain is never run while the old one is still known (hostility.md R13).
@@ -32,7 +32,7 @@ const UNASKED_A_ROUND: usize = 16;
 /// Wishes of the store fulfilled in a round.
 const ACTIONS_A_ROUND: u32 = 32;
 /// What the store may spend in a round, in its units of cost: a small request is one.
-const COST_A_ROUND: u32 = 256;
+const COST_A_ROUND: u32 = 64;
 
 /// The store at work in a machine.
 pub struct Dispatcher<X: Xen> {
@@ -43,6 +43,7 @@ pub struct Dispatcher<X: Xen> {
     ring_scan: Sweep<DomId>,
     lazy: Lazy,
     lazy_spells: u64,
+    looks: u64,
     pending: PendingPorts,
     leaks: Spell,
 }
@@ -65,6 +66,7 @@ impl<X: Xen> Dispatcher<X> {
             ring_scan: Sweep::new(config.ring_scan, xen.now()),
             lazy: Lazy::new(config.ring_scan.unwrap_or_default()),
             lazy_spells: 0,
+            looks: 0,
             pending: PendingPorts::default(),
             leaks: Spell::default(),
             xen,
@@ -111,6 +113,12 @@ impl<X: Xen> Dispatcher<X> {
         self.lazy_spells
     }
 
+    /// How often a ring was looked at.
+    #[must_use]
+    pub fn looks(&self) -> u64 {
+        self.looks
+    }
+
     /// Sleeps until there may be something to do.
     pub fn sleep(&mut self) {
         let deadlines = [
@@ -138,6 +146,7 @@ impl<X: Xen> Dispatcher<X> {
         self.tick(now);
         self.collect();
         for (domid, look) in self.links.take_round(LINKS_A_ROUND, UNASKED_A_ROUND) {
+            self.looks = self.looks.saturating_add(1);
             if self.look_at(domid, now) {
                 self.links.found_work(domid, look);
                 self.links.go_on(domid);
@@ -210,9 +219,14 @@ impl<X: Xen> Dispatcher<X> {
             return false;
         }
         match transfer(link, &mut self.server) {
-            Ok(0) => false,
-            Ok(_) => {
+            Ok(Moved { sent: 0, taken: 0 }) => false,
+            Ok(Moved { sent, taken }) => {
+                let answered =
+                    sent > 0 && taken == 0 && self.server.poll_output(link.conn).is_empty();
                 self.links.owe_event(domid);
+                if answered && let Some(port) = self.links.take_owed_by(domid) {
+                    self.xen.notify(port);
+                }
                 true
             }
             Err(fault) => {
@@ -266,8 +280,15 @@ impl<X: Xen> Dispatcher<X> {
     }
 }
 
-/// Moves what can be moved, about one ring full each way at most, and answers how many bytes that was.
-fn transfer<P: Page>(link: &Link<P>, server: &mut Server) -> Result<usize, LinkFault> {
+/// Bytes that a look at a link moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Moved {
+    sent: usize,
+    taken: usize,
+}
+
+/// Moves what can be moved, about one ring full each way at most.
+fn transfer<P: Page>(link: &Link<P>, server: &mut Server) -> Result<Moved, LinkFault> {
     let mut sent = 0;
     while sent < RING_BYTES {
         let output = server.poll_output(link.conn);
@@ -292,7 +313,7 @@ fn transfer<P: Page>(link: &Link<P>, server: &mut Server) -> Result<usize, LinkF
     })?;
     match refusal {
         Some(fault) => Err(fault.into()),
-        None => Ok(sent + taken),
+        None => Ok(Moved { sent, taken }),
     }
 }
 

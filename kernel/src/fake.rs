@@ -47,6 +47,7 @@ struct World {
     control: Option<DomId>,
     loses_domain_exceptions: bool,
     collections: u64,
+    notifications: u64,
     interludes: BTreeMap<u64, Box<dyn FnOnce()>>,
     /// Per cent of the memory that are taken.
     memory_taken: u8,
@@ -242,6 +243,12 @@ impl FakeXen {
     #[must_use]
     pub fn collections(&self) -> u64 {
         self.0.borrow().collections
+    }
+
+    /// How many events were sent to domains.
+    #[must_use]
+    pub fn notifications(&self) -> u64 {
+        self.0.borrow().notifications
     }
 
     /// How often Xen was asked about a domain.
@@ -448,6 +455,7 @@ impl Events for FakeXen {
     fn notify(&mut self, local: LocalPort) {
         let world = &mut *self.0.borrow_mut();
         let collections = world.collections;
+        world.notifications = world.notifications.saturating_add(1);
         if let Some(remote) = world.peer(local) {
             remote.received = remote.received.saturating_add(1);
             remote.received_at = collections;

@@ -238,12 +238,19 @@ impl<P: Page> Links<P> {
         }
     }
 
+    /// The port on which a domain is owed an event, if it is; it is owed no longer.
+    pub fn take_owed_by(&mut self, domid: DomId) -> Option<LocalPort> {
+        let link = self.by_domid.get_mut(&domid)?;
+        core::mem::take(&mut link.owes_event).then_some(link.port)
+    }
+
     /// The ports on which events are owed, each once; they are owed no longer. Those whose links wait for another look are left out,
     /// unless `all` are due.
     pub fn take_owed(&mut self, all: bool) -> Vec<LocalPort> {
         let mut due = Vec::new();
         self.owed.retain(|domid| {
-            let Some(link) = self.by_domid.get_mut(domid) else {
+            let owing = self.by_domid.get_mut(domid);
+            let Some(link) = owing.filter(|link| link.owes_event) else {
                 return false;
             };
             let waits = !all && !link.credit.is_empty();
@@ -326,6 +333,14 @@ mod tests {
         assert_eq!(links.take_owed(true), []);
         links.owe_event(DomId::new(7));
         assert_eq!(links.take_owed(true), [LocalPort(7)]);
+        for _ in 0..2 {
+            links.owe_event(DomId::new(7));
+            assert_eq!(links.take_owed_by(DomId::new(7)), Some(LocalPort(7)));
+            assert_eq!(links.take_owed_by(DomId::new(7)), None);
+        }
+        links.owe_event(DomId::new(7));
+        assert_eq!(links.take_owed(true), [LocalPort(7)]);
+        assert_eq!(links.take_owed(true), []);
     }
 
     #[test]

@@ -7,13 +7,15 @@ use alloc::vec::Vec;
 use slotmap::{DefaultKey, SlotMap};
 
 use crate::acl::Incarnation;
-use crate::ids::{ConnId, DomId, Ticket};
+use crate::ids::{ConnId, DomId, Ticket, TxId};
 use crate::output::Output;
+use crate::run::cost_of;
 use crate::storage::Storage;
 use crate::time::Instant;
 use crate::transaction::Transactions;
+use crate::turns::Served;
 use crate::watch::WatchId;
-use crate::wire::{HEADER_SIZE, Header, PAYLOAD_MAX};
+use crate::wire::{HEADER_SIZE, Header, Kind, PAYLOAD_MAX};
 
 /// A client broke the framing: its connection is stopped, its domain is not dead (hostility.md R5, R15).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +61,8 @@ pub(crate) struct Connection<S: Storage> {
     pub(crate) stopped: bool,
     /// When to look whether its oldest event is too old.
     pub(crate) deadline: Option<Instant>,
+    /// Up to where it has had its share.
+    pub(crate) served: Served,
     /// It stands in the queue of those with a request to run.
     pub(crate) queued: bool,
     /// It stands in the queue of those that the host must look at.
@@ -132,6 +136,7 @@ impl<S: Storage> Connection<S> {
             watch_bytes: 0,
             stopped: false,
             deadline: None,
+            served: Served::default(),
             queued: false,
             ready: false,
         }
@@ -144,6 +149,20 @@ impl<S: Storage> Connection<S> {
             .saturating_add(self.transactions.bytes())
             .saturating_add(self.watch_bytes)
             .saturating_add(self.caused_bytes)
+    }
+
+    /// What is known beforehand of the cost of the request that has arrived.
+    pub(crate) fn foreseen_cost(&self) -> u64 {
+        let Some((request, _)) = &self.input.request else {
+            return 0;
+        };
+        let merged = match TxId::new(request.header.tx_id) {
+            Some(id) if request.header.kind == Kind::TransactionEnd.number() => {
+                self.transactions.cost_of(id)
+            }
+            _ => 0,
+        };
+        cost_of(&request.payload).saturating_add(merged)
     }
 
     /// Notes a message of a request that is on its way.

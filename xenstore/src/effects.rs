@@ -86,6 +86,16 @@ impl<S: Storage> Effects<S> {
         self.charges.iter().copied()
     }
 
+    /// What it costs to make them the store's, in the units of a request's cost: 1 for each change, and for 4 nodes of a tree.
+    pub(crate) fn cost(&self) -> u64 {
+        let changes = u64::try_from(self.changes.len()).unwrap_or(u64::MAX);
+        let nodes = self
+            .charges()
+            .map(|(_, charge)| charge.nodes.unsigned_abs())
+            .fold(0, u64::saturating_add);
+        changes.saturating_add(nodes / 4)
+    }
+
     pub(crate) fn charge_of(&self, owner: Incarnation) -> Charge {
         let at = self.charges.partition_point(|(other, _)| *other < owner);
         match self.charges.get(at) {

@@ -48,6 +48,7 @@ mod time;
 mod touched;
 mod trace;
 mod transaction;
+mod turns;
 mod upkeep;
 mod watch;
 pub mod wire;

@@ -1,4 +1,4 @@
-//! The only place where requests change the store: one of each connection in turn, while the budget lasts.
+//! The only place where requests change the store: one of each connection in turn ([`crate::turns`]), while the budget lasts.
 
 use core::mem;
 
@@ -11,58 +11,75 @@ use crate::quota::{Quota, within};
 use crate::server::{Action, Progress, Question, Server};
 use crate::storage::Storage;
 use crate::time::Instant;
+use crate::turns::Served;
 use crate::wire::{Errno, Header, Kind, PAYLOAD_MAX};
 
 /// Replies that may wait for a client without the quota `outstanding` before no more of its requests are run.
 const REPLIES_MAX: usize = 1024;
 /// What running a request costs of the budget, at least.
-const REQUEST_COST: u32 = 1;
+const REQUEST_COST: u64 = 1;
 /// Bytes of a payload that cost as much as the request itself.
 const BYTES_PER_COST: usize = 256;
 
 /// C: the work.
 impl<S: Storage> Server<S> {
-    /// Runs requests, one of each connection in turn, until none is left or the budget is used up.
+    /// Runs requests, one of each connection in turn, until none is left or the budget is used up. One that is foreseen to cost
+    /// more than what is left of the budget waits for the next run.
     ///
-    /// A request costs 1, and 1 more for each 256 bytes of payload and for each event it makes.
+    /// A request costs 1, and 1 more for each 256 bytes of payload, each event that it makes, each change, each 4 nodes of a tree that it
+    /// removes, and each request that runs again when a transaction ends.
     pub fn run(&mut self, now: Instant, budget: u32) -> Progress {
         self.now = now;
         let mut left = budget;
-        while left > 0 {
-            let Some(conn) = self.runnable.pop_front() else {
-                return Progress::Idle;
-            };
-            if let Some(connection) = self.connections.get_mut(conn) {
-                connection.queued = false;
-            }
-            left = left.saturating_sub(self.serve(conn));
+        let mut at_most = u64::MAX;
+        while left > 0
+            && let Some((conn, begins)) = self.turns.next(at_most)
+        {
+            left = left.saturating_sub(self.serve_next(conn, begins));
+            at_most = left.into();
         }
-        if self.runnable.is_empty() {
+        if self.turns.is_empty() {
             Progress::Idle
         } else {
             Progress::More
         }
     }
 
+    /// Runs the request of a connection whose turn it is, and lets it pay the cost.
+    fn serve_next(&mut self, conn: ConnId, begins: Served) -> u32 {
+        if let Some(connection) = self.connections.get_mut(conn) {
+            connection.queued = false;
+        }
+        let cost = self.serve(conn);
+        self.spent = self.spent.saturating_add(cost.into());
+        if let Some(connection) = self.connections.get_mut(conn)
+            && !connection.privileged
+        {
+            connection.served = begins.after(cost);
+        }
+        cost
+    }
+
     /// Runs the request of a connection, if it has one that may run; gives its cost.
     fn serve(&mut self, conn: ConnId) -> u32 {
         let Some((request, cause)) = self.take_request(conn) else {
-            return REQUEST_COST;
+            return 1;
         };
         let is_charged = cause.is_some();
         self.cause = cause;
         if self.traces {
             self.trace_request(conn, &request);
         }
-        let cost = cost_of(&request);
+        let cost = cost_of(&request.payload);
         let events = self.events;
+        self.work = 0;
         let answer = match self.answer(conn, &request) {
             Ok(answer) => Ok(answer),
             Err(Refusal::Errno(errno)) => Err(errno),
             Err(Refusal::Wait(need)) => {
                 self.cause = None;
                 self.ask(conn, need, request);
-                return cost;
+                return u32::try_from(cost).unwrap_or(u32::MAX);
             }
         };
         self.reply(conn, request.header, answer);
@@ -72,7 +89,14 @@ impl<S: Storage> Server<S> {
             self.account(conn);
         }
         let events = self.events.wrapping_sub(events);
-        cost.saturating_add(u32::try_from(events).unwrap_or(u32::MAX))
+        let merged = self
+            .connections
+            .get_mut(conn)
+            .map_or(0, |connection| connection.transactions.take_work());
+        let cost = [events, merged, self.work]
+            .into_iter()
+            .fold(cost, u64::saturating_add);
+        u32::try_from(cost).unwrap_or(u32::MAX)
     }
 
     fn may_run(&self, connection: &Connection<S>) -> bool {
@@ -185,7 +209,8 @@ impl<S: Storage> Server<S> {
             && let Some(connection) = self.connections.get_mut(conn)
         {
             connection.queued = true;
-            self.runnable.push_back(conn);
+            let cost = connection.foreseen_cost();
+            self.turns.add(conn, connection.served, cost);
         }
     }
 }
@@ -198,7 +223,8 @@ fn error(errno: Errno) -> (u32, Payload) {
     (Kind::Error.number(), Payload::Fixed(errno.payload()))
 }
 
-fn cost_of(request: &Request) -> u32 {
-    let bytes = request.payload.len() / BYTES_PER_COST;
-    REQUEST_COST.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX))
+/// What a request with this payload costs at least.
+pub(crate) fn cost_of(payload: &[u8]) -> u64 {
+    let bytes = payload.len() / BYTES_PER_COST;
+    REQUEST_COST.saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX))
 }

@@ -17,6 +17,7 @@ use crate::quota::{Peaks, Quotas};
 use crate::storage::{Storage, Tree};
 use crate::store::Store;
 use crate::time::Instant;
+use crate::turns::Turns;
 use crate::watch::{WatchId, Watches};
 use crate::wire::{Errno, Header};
 
@@ -126,7 +127,11 @@ pub struct Server<S: Storage = Tree> {
     pub(crate) fresh_watch: Option<WatchId>,
     /// Unprivileged connections with unread events, by when to look whether they are too old; each at most once.
     pub(crate) deadlines: BTreeSet<(Instant, ConnId)>,
-    pub(crate) runnable: VecDeque<ConnId>,
+    pub(crate) turns: Turns,
+    /// What the present request made the store do besides, in units of cost.
+    pub(crate) work: u64,
+    /// What all requests have cost so far.
+    pub(crate) spent: u64,
     pub(crate) ready: VecDeque<ConnId>,
     /// What the host has for all this.
     pub(crate) supply: Supply,
@@ -163,6 +168,12 @@ impl<S: Storage> Server<S> {
         domain
             .map_or(self.settings.features, |domain| domain.features)
             .bits()
+    }
+
+    /// What all requests have cost so far, in the units of [`Server::run`].
+    #[must_use]
+    pub fn spent(&self) -> u64 {
+        self.spent
     }
 
     /// The domains whose end matters, introduced or only named in permissions; the privileged one is not among them.
@@ -217,7 +228,9 @@ impl<S: Storage> Server<S> {
             cause: None,
             fresh_watch: None,
             deadlines: BTreeSet::new(),
-            runnable: VecDeque::new(),
+            turns: Turns::default(),
+            work: 0,
+            spent: 0,
             ready: VecDeque::new(),
             supply: Supply::default(),
             peaks: Peaks::default(),

@@ -67,6 +67,7 @@ impl<S: Storage> Store<S> {
 impl<S: Storage> Server<S> {
     /// Takes the effects of a change that the store's nodes have: the ledger first, then the watchers.
     pub(crate) fn commit(&mut self, effects: &mut Effects<S>) {
+        self.work = self.work.saturating_add(effects.cost());
         let exact = post(&mut self.domains, &mut self.peaks, effects);
         if !exact {
             log::error!("accounts were wrong and are counted again");

@@ -15,12 +15,14 @@ use crate::domain::{Domain, Domains};
 use crate::effects::Effects;
 use crate::ids::TxId;
 use crate::quota::{Quota, within};
+use crate::run::cost_of;
 use crate::storage::Storage;
 use crate::touched::Touched;
 use crate::wire::{Errno, Kind};
 
-/// Requests that a transaction may hold for each node that it may touch (quota `transaction-nodes`): they all run again at a merge.
-const REQUESTS_PER_NODE: u64 = 16;
+/// What the requests of a transaction may cost, if quota `transaction-nodes` is not more than this, else as much as that: at a merge they
+/// all run again, at one go, while everybody else waits.
+const COST_MAX: u64 = 1024;
 /// Bytes that keeping a request costs besides its payload and answer.
 const KEPT_BYTES: usize = 64;
 
@@ -31,6 +33,8 @@ pub(crate) struct Transactions<S: Storage> {
     last: Option<TxId>,
     /// Bytes of all of them.
     bytes: u64,
+    /// What commits have cost, and nobody was told.
+    work: u64,
 }
 
 impl<S: Storage> Default for Transactions<S> {
@@ -39,6 +43,7 @@ impl<S: Storage> Default for Transactions<S> {
             open: BTreeMap::new(),
             last: None,
             bytes: 0,
+            work: 0,
         }
     }
 }
@@ -55,6 +60,16 @@ impl<S: Storage> Transactions<S> {
     /// Bytes that they hold beyond what they share with the store.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// What the end of a transaction may cost, if it is open.
+    pub(crate) fn cost_of(&self, id: TxId) -> u64 {
+        self.open.get(&id).map_or(0, |transaction| transaction.cost)
+    }
+
+    /// What commits have cost since this was asked last, in units of a request's cost.
+    pub(crate) fn take_work(&mut self) -> u64 {
+        mem::take(&mut self.work)
     }
 
     /// Keeps a new transaction, under the next id that is not in use.
@@ -109,6 +124,7 @@ impl<S: Storage> Transactions<S> {
     ) -> Result<Effects<S>, Refusal> {
         let mut transaction = self.remove(id).ok_or(Errno::ENOENT)?;
         let committed = transaction.commit(setting, store);
+        self.work = self.work.saturating_add(mem::take(&mut transaction.work));
         if let Err(Refusal::Wait(_)) = committed {
             self.bytes = self.bytes.saturating_add(transaction.bytes);
             self.open.insert(id, transaction);
@@ -126,6 +142,10 @@ pub(crate) struct Transaction<S: Storage> {
     kept: Vec<Kept>,
     /// The payloads of the kept requests, one behind the other.
     payloads: Vec<u8>,
+    /// What it costs to run them again.
+    cost: u64,
+    /// What running them again has cost.
+    work: u64,
     /// Bytes that it holds beyond what it shares with the store.
     bytes: u64,
     failed: bool,
@@ -151,6 +171,8 @@ impl<S: Storage> Transaction<S> {
             touched: Touched::default(),
             kept: Vec::new(),
             payloads: Vec::new(),
+            cost: 0,
+            work: 0,
             bytes: 0,
             failed: false,
             deaths: domains.deaths(),
@@ -217,6 +239,7 @@ impl<S: Storage> Transaction<S> {
         for kept in &self.kept {
             let payload = self.payloads.get(start..kept.end).unwrap_or_default();
             start = kept.end;
+            self.work = self.work.saturating_add(cost_of(payload));
             match (work.execute(kept.kind, payload), &kept.answer) {
                 (Ok(now), Ok(then)) if now == *then => {}
                 (Err(Refusal::Errno(now)), Err(then)) if now == *then => {}
@@ -251,10 +274,10 @@ impl<S: Storage> Transaction<S> {
     /// Whether one more request may be kept. One that may not ends the transaction's chances: it could not be run again.
     fn check_room(&mut self, setting: &Setting<'_>, payload: &[u8]) -> Result<(), Errno> {
         let nodes = u64::from(setting.limit(Quota::TransactionNodes));
-        let count = u64::try_from(self.kept.len()).unwrap_or(u64::MAX);
+        let cost = self.cost.saturating_add(cost_of(payload));
         let used = setting.used();
         let added = u64::try_from(payload.len()).unwrap_or(u64::MAX);
-        if nodes != 0 && count >= nodes.saturating_mul(REQUESTS_PER_NODE) {
+        if nodes != 0 && cost > nodes.max(COST_MAX) {
             self.failed = true;
             return Err(Errno::ENOSPC);
         }
@@ -264,6 +287,7 @@ impl<S: Storage> Transaction<S> {
     }
 
     fn keep(&mut self, kind: Kind, payload: &[u8], answer: Result<Answer, Errno>) {
+        self.cost = self.cost.saturating_add(cost_of(payload));
         let bytes = KEPT_BYTES
             .saturating_add(payload.len())
             .saturating_add(answer.as_ref().map_or(0, Answer::footprint));

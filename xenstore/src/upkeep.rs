@@ -78,8 +78,10 @@ impl<S: Storage> Server<S> {
         let debts = connection.output.clear();
         let requests = connection.requests;
         let (queued, ready, deadline) = (connection.queued, connection.ready, connection.deadline);
+        let served = connection.served;
         *connection = Connection {
             requests,
+            served,
             queued,
             ready,
             deadline,

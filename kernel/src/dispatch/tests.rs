@@ -1,6 +1,7 @@
 //! The dispatcher over a machine in memory, with the real store and real ring bytes.
 
 mod early;
+mod fairness;
 mod host;
 mod lazy;
 mod releases;

@@ -72,6 +72,18 @@ impl Host {
         self.dispatcher.borrow_mut().turn()
     }
 
+    /// One round, and what it took: looks at rings, and what the store spent. `last` ends the turn.
+    pub(super) fn round(&self, last: bool) -> (u64, u64) {
+        let dispatcher = &mut *self.dispatcher.borrow_mut();
+        let before = (dispatcher.looks(), dispatcher.server.spent());
+        dispatcher.round();
+        dispatcher.send_events(last);
+        (
+            dispatcher.looks() - before.0,
+            dispatcher.server.spent() - before.1,
+        )
+    }
+
     /// How often a connection was found lazy.
     pub(super) fn lazy_spells(&self) -> u64 {
         self.dispatcher.borrow().lazy_spells()
