@@ -31,6 +31,8 @@ struct World {
     next_unique: u128,
     domains: BTreeMap<DomId, Domain>,
     locals: BTreeMap<LocalPort, Local>,
+    /// Ports that were closed, to be used first.
+    free: BTreeSet<LocalPort>,
     pending: BTreeSet<LocalPort>,
     /// Domains that got an event since this was last asked for.
     notified: BTreeSet<DomId>,
@@ -375,10 +377,12 @@ impl World {
 
     fn open(&mut self, local: Local) -> Result<LocalPort, XenError> {
         let limit = u32::try_from(MAX_PORTS).unwrap_or(u32::MAX);
-        let port = (1..limit)
-            .map(LocalPort)
-            .find(|port| !self.locals.contains_key(port))
-            .ok_or(NO_SPACE)?;
+        let next = || {
+            let last = self.locals.last_key_value().map_or(0, |(port, _)| port.0);
+            let next = LocalPort(last.saturating_add(1));
+            (next.0 < limit).then_some(next)
+        };
+        let port = self.free.pop_first().or_else(next).ok_or(NO_SPACE)?;
         self.locals.insert(port, local);
         Ok(port)
     }
@@ -448,7 +452,9 @@ impl Events for FakeXen {
         if let Some(remote) = world.peer(local) {
             remote.peer = None;
         }
-        world.locals.remove(&local);
+        if world.locals.remove(&local).is_some() {
+            world.free.insert(local);
+        }
         world.pending.remove(&local);
     }
 

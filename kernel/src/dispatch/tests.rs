@@ -5,6 +5,7 @@ mod fairness;
 mod host;
 mod lazy;
 mod releases;
+mod scale;
 
 use core::time::Duration;
 

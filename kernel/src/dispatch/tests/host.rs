@@ -72,16 +72,19 @@ impl Host {
         self.dispatcher.borrow_mut().turn()
     }
 
+    /// How often rings were looked at, and what the store spent.
+    pub(super) fn looks_and_cost(&self) -> [u64; 2] {
+        let dispatcher = self.dispatcher.borrow();
+        [dispatcher.looks(), dispatcher.server.spent()]
+    }
+
     /// One round, and what it took: looks at rings, and what the store spent. `last` ends the turn.
     pub(super) fn round(&self, last: bool) -> (u64, u64) {
-        let dispatcher = &mut *self.dispatcher.borrow_mut();
-        let before = (dispatcher.looks(), dispatcher.server.spent());
-        dispatcher.round();
-        dispatcher.send_events(last);
-        (
-            dispatcher.looks() - before.0,
-            dispatcher.server.spent() - before.1,
-        )
+        let [looks, cost] = self.looks_and_cost();
+        self.dispatcher.borrow_mut().round();
+        self.dispatcher.borrow_mut().send_events(last);
+        let [looks_after, cost_after] = self.looks_and_cost();
+        (looks_after - looks, cost_after - cost)
     }
 
     /// How often a connection was found lazy.
