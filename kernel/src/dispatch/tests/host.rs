@@ -81,7 +81,7 @@ impl Host {
     /// One round, and what it took: looks at rings, and what the store spent. `last` ends the turn.
     pub(super) fn round(&self, last: bool) -> (u64, u64) {
         let [looks, cost] = self.looks_and_cost();
-        self.dispatcher.borrow_mut().round();
+        self.dispatcher.borrow_mut().round(&mut |_| {});
         self.dispatcher.borrow_mut().send_events(last);
         let [looks_after, cost_after] = self.looks_and_cost();
         (looks_after - looks, cost_after - cost)
