@@ -6,6 +6,7 @@
 //! what it asks for. Ended domains come *between* reading requests and running them: Xen raises its interrupt before a domid can be
 //! used again, so a request that speaks of the new domain is never run while the old one is still known (hostility.md R13).
 
+use alloc::vec::Vec;
 use core::fmt;
 
 use log::{error, info, warn};
@@ -34,6 +35,10 @@ const ACTIONS_A_ROUND: u32 = 32;
 /// What the store may spend in a round, in its units of cost: a small request is one.
 const COST_A_ROUND: u32 = 64;
 
+/// Free memory below this part of all is kept for the toolstack, for the ends of domains and for the replies that wait, in per cent: no
+/// guest's bytes are taken. It is more than all that a round can take, which is two messages for each look and what the store may spend.
+const RESERVE: u64 = 5;
+
 /// The store at work in a machine.
 pub struct Dispatcher<X: Xen> {
     xen: X,
@@ -44,6 +49,8 @@ pub struct Dispatcher<X: Xen> {
     lazy: Lazy,
     lazy_spells: u64,
     looks: u64,
+    /// Nothing is left but the reserve.
+    short: bool,
     pending: PendingPorts,
     leaks: Spell,
 }
@@ -67,6 +74,7 @@ impl<X: Xen> Dispatcher<X> {
             lazy: Lazy::new(config.ring_scan.unwrap_or_default()),
             lazy_spells: 0,
             looks: 0,
+            short: false,
             pending: PendingPorts::default(),
             leaks: Spell::default(),
             xen,
@@ -157,8 +165,7 @@ impl<X: Xen> Dispatcher<X> {
         }
         self.collect();
         self.bury();
-        let MemoryLeft { free, total } = self.xen.memory();
-        self.server.handle_memory(free, total);
+        self.weigh_memory();
         let ran = self.server.run(now, COST_A_ROUND);
         let acted = self.act();
         while let Some(conn) = self.server.poll_ready() {
@@ -171,6 +178,25 @@ impl<X: Xen> Dispatcher<X> {
             Progress::More
         } else {
             ran
+        }
+    }
+
+    /// Tells the store what memory is left. While that is the reserve alone, guests wait; they all get a look when it is over.
+    fn weigh_memory(&mut self) {
+        let MemoryLeft { free, total } = self.xen.memory();
+        self.server.handle_memory(free, total);
+        let short = free.saturating_mul(100) < total.saturating_mul(RESERVE);
+        if core::mem::replace(&mut self.short, short) == short {
+            return;
+        }
+        if short {
+            error!("memory: {free} of {total} bytes are left, guests' requests wait");
+        } else {
+            info!("memory: {free} of {total} bytes are left, guests' requests are taken again");
+            let waiting: Vec<DomId> = self.links.domids().collect();
+            for domid in waiting {
+                self.links.grant(domid, Look::Asked);
+            }
         }
     }
 
@@ -205,6 +231,7 @@ impl<X: Xen> Dispatcher<X> {
 impl<X: Xen> Dispatcher<X> {
     /// Moves what there is to move, and answers whether there was anything.
     fn look_at(&mut self, domid: DomId, now: Instant) -> bool {
+        let takes = !self.short || domid == self.links.privileged();
         let Some(link) = self.links.get_mut(domid) else {
             return false;
         };
@@ -218,7 +245,7 @@ impl<X: Xen> Dispatcher<X> {
         if link.stopped {
             return false;
         }
-        match transfer(link, &mut self.server) {
+        match transfer(link, &mut self.server, takes) {
             Ok(Moved { sent: 0, taken: 0 }) => false,
             Ok(Moved { sent, taken }) => {
                 let answered =
@@ -287,8 +314,8 @@ struct Moved {
     taken: usize,
 }
 
-/// Moves what can be moved, about one ring full each way at most.
-fn transfer<P: Page>(link: &Link<P>, server: &mut Server) -> Result<Moved, LinkFault> {
+/// Moves what can be moved, about one ring full each way at most; requests only if the store `takes` any.
+fn transfer<P: Page>(link: &Link<P>, server: &mut Server, takes: bool) -> Result<Moved, LinkFault> {
     let mut sent = 0;
     while sent < RING_BYTES {
         let output = server.poll_output(link.conn);
@@ -301,6 +328,9 @@ fn transfer<P: Page>(link: &Link<P>, server: &mut Server) -> Result<Moved, LinkF
         }
         server.consume_output(link.conn, n);
         sent += n;
+    }
+    if !takes {
+        return Ok(Moved { sent, taken: 0 });
     }
     let mut refusal = None;
     let taken = link.ring.fill(|bytes| {

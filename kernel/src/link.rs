@@ -183,6 +183,12 @@ impl<P: Page> Links<P> {
         self.by_domid.keys().copied()
     }
 
+    /// The privileged domain.
+    #[must_use]
+    pub const fn privileged(&self) -> DomId {
+        self.privileged
+    }
+
     /// How many there are.
     #[must_use]
     pub fn count(&self) -> usize {

@@ -102,6 +102,41 @@ mod service {
         guest.ask_strings(Kind::TransactionStart, &[""]).unwrap();
     }
 
+    /// T-MEM-08, T-MEM-09.
+    #[test]
+    fn of_the_last_memory_only_the_toolstack_and_the_ends_of_domains_take() {
+        let (host, mut dom0) = start();
+        let mut guest = dom0.build(5);
+        dom0.build(6);
+        guest.write("key", &"v".repeat(1500));
+        let (_, bytes) = guest.request(Kind::Read, b"key\0");
+        guest.put(&bytes);
+        guest.signal();
+        host.settle();
+        host.xen.take_memory(96);
+        host.settle();
+        guest.drain();
+        assert_eq!(guest.replies.len(), 1, "what waits is sent");
+        let (number, bytes) = guest.request(Kind::Read, b"key\0");
+        guest.put(&bytes);
+        guest.signal();
+        host.settle();
+        assert_ne!(guest.page.load(2048), guest.page.load(2052), "not taken");
+
+        dom0.write("/tool/x", "y");
+        dom0.watch("@releaseDomain", "gone");
+        host.xen.destroy(DomId::new(6));
+        assert_eq!(dom0.take_events(), [event("@releaseDomain", "gone")]);
+        dom0.build(7);
+        dom0.ask_strings(Kind::Release, &["7"]).unwrap();
+
+        host.xen.take_memory(90);
+        dom0.write("/tool/x", "y");
+        guest.drain();
+        assert_eq!(guest.replies.last().unwrap().request, number);
+        assert_eq!(host.lazy_spells(), 0);
+    }
+
     #[test]
     fn a_request_may_come_one_byte_at_a_time() {
         let (host, mut dom0) = start();
