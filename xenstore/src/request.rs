@@ -144,15 +144,19 @@ impl<S: Storage> Server<S> {
             _ => return Err(Errno::EINVAL.into()),
         };
         let id = transaction.ok_or(Errno::ENOENT)?;
-        let mut effects = self.with_setting(conn, |setting, place| {
+        let mut work = 0;
+        let effects = self.with_setting(conn, |setting, place| {
             if commit {
-                place.transactions.commit(id, setting, place.nodes)
+                let committed = place.transactions.commit(id, setting, place.nodes);
+                work = place.transactions.take_work();
+                committed
             } else {
                 place.transactions.remove(id).ok_or(Errno::ENOENT)?;
                 Ok(Effects::default())
             }
-        })?;
-        self.commit(&mut effects);
+        });
+        self.work = self.work.saturating_add(work);
+        self.commit(&mut effects?);
         Ok(Answer::Done)
     }
 

@@ -89,13 +89,7 @@ impl<S: Storage> Server<S> {
             self.account(conn);
         }
         let events = self.events.wrapping_sub(events);
-        let merged = self
-            .connections
-            .get_mut(conn)
-            .map_or(0, |connection| connection.transactions.take_work());
-        let cost = [events, merged, self.work]
-            .into_iter()
-            .fold(cost, u64::saturating_add);
+        let cost = cost.saturating_add(events).saturating_add(self.work);
         u32::try_from(cost).unwrap_or(u32::MAX)
     }
 
