@@ -47,9 +47,6 @@ impl<S: Storage> Server<S> {
 
     /// Runs the request of a connection whose turn it is, and lets it pay the cost.
     fn serve_next(&mut self, conn: ConnId, begins: Served) -> u32 {
-        if let Some(connection) = self.connections.get_mut(conn) {
-            connection.queued = false;
-        }
         let cost = self.serve(conn);
         self.spent = self.spent.saturating_add(cost.into());
         if let Some(connection) = self.connections.get_mut(conn)
@@ -107,6 +104,7 @@ impl<S: Storage> Server<S> {
 
     /// The request of a connection, if it has one that may run; and as what it makes others work, if its client is unprivileged.
     fn take_request(&mut self, conn: ConnId) -> Option<(Request, Option<Cause>)> {
+        self.connections.get_mut(conn)?.queued = false;
         if !self.may_run(self.connections.get(conn)?) {
             return None;
         }
@@ -165,6 +163,7 @@ impl<S: Storage> Server<S> {
     }
 
     /// Queues the reply, then what must follow it.
+    #[inline]
     pub(crate) fn reply(&mut self, conn: ConnId, header: Header, answer: Result<Answer, Errno>) {
         let (kind, payload) = match answer.map(Answer::into_payload) {
             Ok(payload) if fits(payload.len()) => (header.kind, payload),
