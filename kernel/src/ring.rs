@@ -161,25 +161,34 @@ struct Snapshot {
 }
 
 /// Where the bytes and indices of one direction lie in the page.
-struct Direction {
-    bytes: usize,
-    cons: usize,
-    prod: usize,
+#[derive(Clone, Copy, Debug)]
+pub struct Direction {
+    /// The first byte.
+    pub bytes: usize,
+    /// The reader's index.
+    pub cons: usize,
+    /// The writer's.
+    pub prod: usize,
 }
 
-const REQUESTS: Direction = Direction {
+/// From the domain to the store.
+pub const REQUESTS: Direction = Direction {
     bytes: 0,
     cons: 2048,
     prod: 2052,
 };
-const REPLIES: Direction = Direction {
+/// From the store to the domain.
+pub const REPLIES: Direction = Direction {
     bytes: REQUESTS.bytes + RING_BYTES,
     cons: REQUESTS.prod + WORD,
     prod: REQUESTS.prod + 2 * WORD,
 };
-const FEATURES: usize = REPLIES.prod + WORD;
-const CONNECTION: usize = FEATURES + WORD;
-const ERROR: usize = CONNECTION + WORD;
+/// What the store can do.
+pub const FEATURES: usize = REPLIES.prod + WORD;
+/// Not 0: the domain asks for a fresh start.
+pub const CONNECTION: usize = FEATURES + WORD;
+/// An [`ErrorWord`].
+pub const ERROR: usize = CONNECTION + WORD;
 const EVTCHN_PORT: usize = ERROR + WORD;
 
 const CONNECTED: u32 = 0;

@@ -1,15 +1,16 @@
-//! Holds the direction of dependencies: boot → kernel → xenstore, and host → kernel, xenstore. Nothing points the other way.
+//! Holds the direction of dependencies: boot → kernel → xenstore, host → kernel, xenstore, and testguest → boot, kernel, xenstore. Nothing points the other way.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::{fs, io};
 
 /// The crates of the house, and which of the others each may name.
-const MAY_NAME: [(&str, &[&str]); 4] = [
+const MAY_NAME: [(&str, &[&str]); 5] = [
     ("xenstore", &[]),
     ("kernel", &["xenstore"]),
     ("boot", &["kernel"]),
     ("host", &["kernel", "xenstore"]),
+    ("testguest", &["boot", "kernel", "xenstore"]),
 ];
 
 /// The words in a manifest's dependency tables: names of crates, and what renames and paths consist of.

@@ -2,7 +2,7 @@
 # shellcheck shell=bash
 
 readonly testbed_packages=(xen-system-amd64 xen-utils-common linux-image-amd64 linux-image-cloud-amd64 busybox-static bash util-linux)
-readonly dom0_programs=(init-xenstore-domain xen-init-dom0 xenconsole xenconsoled xenstore-control xenstored xl lsevtchn)
+readonly dom0_programs=(init-xenstore-domain xen-init-dom0 xenconsole xenconsoled xenstore-control xenstored xl libxl-save-helper lsevtchn)
 readonly store_clients=(chmod exists list ls read rm watch write)
 readonly dom0_modules=(xen-evtchn xen-gntdev xen-gntalloc xen-privcmd xenfs xen-blkback loop)
 readonly guest_modules=(xen-blkfront)

@@ -7,8 +7,9 @@
 . /testbed/start.sh
 # shellcheck source=testbed/dom0/players.sh
 . /testbed/players.sh
+# shellcheck source=testbed/dom0/domains.sh
+. /testbed/domains.sh
 store_kind=$(cat /testbed/store)
-console=/var/log/xen/guest
 
 main() {
     report "up"
@@ -235,28 +236,6 @@ shutdown_guest() {
     eventually 3 grep "guest: powering off" "$console-guest.log"
 }
 
-released() {
-    eventually 5 saw release 2
-    expect "event" "@releaseDomain" "$(unwatch release | sort -u)"
-}
-
-nothing_left() {
-    domid=$(recall "$1")
-    eventually 10 domain_gone "$domid"
-    absent "/local/domain/$domid"
-    absent "/local/domain/0/backend/vbd/$domid"
-    absent "/libxl/$domid"
-    expect "domains in the store" "$(known_domains)" "$(xenstore-list /local/domain | sort -n | xargs)"
-}
-
-# A domain that a mapped page keeps alive is listed as "(null)".
-domain_gone() {
-    xl list >"$results/domains"
-    ! awk -v domid="$1" '$2 == domid { found = 1 } END { exit !found }' "$results/domains"
-}
-
-known_domains() { printf '%s\n' 0 "$(recall store)" | sort -nu | xargs; }
-
 create_second() {
     xl create -p /testbed/guest.cfg 'name="second"'
     remember second "$(xl domid second)"
@@ -299,8 +278,6 @@ END
     echo "note: ${sentence:?"nothing said of $1 to the hypervisor"}"
 }
 
-is_crashed() { xl list | awk -v domid="$1" '$2 == domid && $5 ~ /c/ { found = 1 } END { exit !found }'; }
-
 aftermath() {
     xenstore-write /testbed/end yes
     expect "value" yes "$(xenstore-read /testbed/end)"
@@ -309,7 +286,5 @@ aftermath() {
     expect "nodes" "local tool" "$(xenstore-list / | grep -xE 'local|tool|testbed' | sort | xargs)"
     eventually 5 only_known_domains
 }
-
-only_known_domains() { [ "$(xl list | awk 'NR > 1 { print $2 }' | sort -n | xargs)" = "$(known_domains)" ]; }
 
 main

@@ -57,7 +57,7 @@ pub(super) fn locate() -> Option<Location> {
 }
 
 /// An HVM parameter that is set.
-fn parameter(index: u32) -> Option<u64> {
+pub(super) fn parameter(index: u32) -> Option<u64> {
     let mut parameter = GetParameter {
         domid: DOMID_SELF,
         padding: 0,
@@ -74,6 +74,15 @@ pub(super) fn attach(page: SharedPage, port: LocalPort) {
     let mut console = CONSOLE.lock();
     console.attached = Some(Attached { page, port });
     console.flush();
+}
+
+/// Goes on after the domain was restored, which gave the console another port.
+#[cfg(feature = "guest")]
+pub(super) fn reattach() -> Option<LocalPort> {
+    let page = CONSOLE.lock().attached?.page;
+    let port = locate()?.port;
+    attach(page, port);
+    Some(port)
 }
 
 /// Leaves the page alone from now on, because its address is about to go; text waits.

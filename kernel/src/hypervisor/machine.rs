@@ -100,13 +100,13 @@ impl Ground {
 
 /// The real machine.
 pub struct Machine {
-    window: Window,
-    frames: HeapFrames,
+    pub(super) window: Window,
+    pub(super) frames: HeapFrames,
     growth: Growth,
-    channels: Channels,
-    timer: Timer,
-    timer_port: LocalPort,
-    console_port: Option<LocalPort>,
+    pub(super) channels: Channels,
+    pub(super) timer: Timer,
+    pub(super) timer_port: LocalPort,
+    pub(super) console_port: Option<LocalPort>,
     domains: DomainInterface,
     own_domid: DomId,
     privileged_domid: DomId,

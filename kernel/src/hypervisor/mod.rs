@@ -19,6 +19,8 @@ mod fifo;
 mod frames;
 mod grant;
 mod growth;
+#[cfg(feature = "guest")]
+mod guest;
 mod heap;
 mod hypercall;
 mod line;
@@ -40,6 +42,8 @@ mod upcall;
 mod window;
 
 pub use grant::MappedPage;
+#[cfg(feature = "guest")]
+pub use guest::{OwnPage, ShutdownReason};
 pub use heap::{HeapUsage, KernelHeap, heap_usage};
 pub use machine::{Ground, Machine, prepare};
 pub use report::{crash, panic};

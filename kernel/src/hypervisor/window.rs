@@ -152,6 +152,13 @@ impl Window {
         tlb::flush(VirtAddr::new_truncate(slot.address()));
     }
 
+    /// The guest frame that belongs to the slot at `address`.
+    #[cfg(feature = "guest")]
+    pub(super) fn gfn_at(&self, address: u64) -> Option<u64> {
+        let slot = address.checked_sub(WINDOW_START)? / STRIDE;
+        u16::try_from(slot).ok().map(|slot| self.gfn_of(Slot(slot)))
+    }
+
     fn entry(
         &mut self,
         slot: Slot,
