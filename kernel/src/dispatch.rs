@@ -11,7 +11,7 @@ use core::fmt;
 use log::{error, info, warn};
 use xenstore::{
     Action, ConnId, DomId, DomainEvent, Errno, EvtchnPort, Features, GrantRef, Identity, Instant,
-    Outcome, Progress, ProtocolFault, Server, UniqueId,
+    Outcome, Progress, ProtocolFault, Server, Spell, UniqueId,
 };
 
 use crate::config::Config;
@@ -19,7 +19,6 @@ use crate::credit::{Lazy, Look, bonus};
 use crate::domains::DomainPoll;
 use crate::link::{Link, Links};
 use crate::ring::{ErrorWord, RING_BYTES, Ring, RingFault};
-use crate::spell::Spell;
 use crate::sweep::Sweep;
 use crate::xen::{LocalPort, MemoryLeft, Page, PendingPorts, Xen, XenError};
 

@@ -42,6 +42,7 @@ mod quota;
 mod request;
 mod run;
 mod server;
+mod spell;
 mod storage;
 mod store;
 mod time;
@@ -58,6 +59,7 @@ pub use ids::{ConnId, DomId, EvtchnPort, GrantRef, Identity, ReqId, Ticket, Uniq
 pub use path::Path;
 pub use quota::{Quota, Quotas};
 pub use server::{Action, DomainEvent, Outcome, Progress, Server, Settings};
+pub use spell::{Spell, Untold};
 pub use storage::{FlatMap, Storage, Tree};
 pub use time::Instant;
 pub use wire::Errno;
