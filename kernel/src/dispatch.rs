@@ -10,8 +10,8 @@ use core::fmt;
 
 use log::{error, info, warn};
 use xenstore::{
-    Action, ConnId, DomId, DomainEvent, Errno, EvtchnPort, Features, GrantRef, Identity, Instant,
-    Outcome, Progress, ProtocolFault, Server, Spell, UniqueId,
+    Action, ConnId, Counter, DomId, DomainEvent, Errno, EvtchnPort, Features, GrantRef, Identity,
+    Instant, Outcome, Progress, ProtocolFault, Server, Spell, UniqueId,
 };
 
 use crate::config::Config;
@@ -250,6 +250,7 @@ impl<X: Xen> Dispatcher<X> {
         link.stopped = true;
         let word = match fault {
             LinkFault::Ring => {
+                self.server.count(link.conn, Counter::RingFaults);
                 self.server.stop(link.conn);
                 ErrorWord::RingIndex
             }

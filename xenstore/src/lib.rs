@@ -25,6 +25,8 @@ mod acl;
 mod answer;
 mod connection;
 mod control;
+mod counter_nodes;
+mod counters;
 #[cfg(test)]
 mod coverage;
 mod database;
@@ -39,6 +41,7 @@ mod output;
 mod path;
 mod privilege;
 mod quota;
+mod refusal;
 mod request;
 mod run;
 mod server;
@@ -54,6 +57,7 @@ mod watch;
 pub mod wire;
 
 pub use connection::ProtocolFault;
+pub use counters::Counter;
 pub use features::Features;
 pub use ids::{ConnId, DomId, EvtchnPort, GrantRef, Identity, ReqId, Ticket, UniqueId};
 pub use path::Path;
