@@ -11,8 +11,8 @@ use core::fmt;
 
 use log::{error, info, warn};
 use xenstore::{
-    Action, ConnId, DomId, DomainEvent, Errno, EvtchnPort, Features, GrantRef, Identity, Instant,
-    Outcome, Progress, ProtocolFault, Server, UniqueId,
+    Action, ConnId, Counter, DomId, DomainEvent, Errno, EvtchnPort, Features, GrantRef, Identity,
+    Instant, Outcome, Progress, ProtocolFault, Server, Spell, UniqueId,
 };
 
 use crate::config::Config;
@@ -20,7 +20,6 @@ use crate::credit::{Lazy, Look, bonus};
 use crate::domains::DomainPoll;
 use crate::link::{Link, Links};
 use crate::ring::{ErrorWord, RING_BYTES, Ring, RingFault};
-use crate::spell::Spell;
 use crate::sweep::Sweep;
 use crate::xen::{LocalPort, MemoryLeft, Page, PendingPorts, Xen, XenError};
 
@@ -292,6 +291,7 @@ impl<X: Xen> Dispatcher<X> {
         link.stopped = true;
         let word = match fault {
             LinkFault::Ring => {
+                self.server.count(link.conn, Counter::RingFaults);
                 self.server.stop(link.conn);
                 ErrorWord::RingIndex
             }

@@ -7,9 +7,8 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use log::{error, warn};
-use xenstore::{DomId, DomainEvent, Identity, Instant, Server};
+use xenstore::{DomId, DomainEvent, Identity, Instant, Server, Spell};
 
-use crate::spell::Spell;
 use crate::sweep::Sweep;
 use crate::xen::{LocalPort, Xen, XenError};
 

@@ -28,6 +28,5 @@ pub mod hypervisor;
 pub mod link;
 pub mod ring;
 pub mod run;
-pub mod spell;
 pub mod sweep;
 pub mod xen;

@@ -3,11 +3,10 @@
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 
-use xenstore::{ConnId, DomId, Features, Identity};
+use xenstore::{ConnId, DomId, Features, Identity, Spell};
 
 use crate::credit::{IoCredit, Look};
 use crate::ring::Ring;
-use crate::spell::Spell;
 use crate::xen::{LocalPort, Page};
 
 /// One domain's ring and what goes with it.

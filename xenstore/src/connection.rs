@@ -2,11 +2,13 @@
 
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::rc::Rc;
 use alloc::vec::Vec;
 
 use slotmap::{DefaultKey, SlotMap};
 
 use crate::acl::Incarnation;
+use crate::counters::Counters;
 use crate::ids::{ConnId, DomId, Ticket, TxId};
 use crate::output::Output;
 use crate::run::cost_of;
@@ -40,6 +42,8 @@ pub(crate) struct Connection<S: Storage> {
     pub(crate) privileged: bool,
     /// The domain in whose home relative paths lie.
     pub(crate) home: DomId,
+    /// Its domain's.
+    pub(crate) counters: Rc<Counters>,
     pub(crate) input: Input,
     pub(crate) output: Output,
     pub(crate) transactions: Transactions<S>,
@@ -49,6 +53,8 @@ pub(crate) struct Connection<S: Storage> {
     pub(crate) caused_bytes: u64,
     /// Counts the requests.
     pub(crate) requests: u64,
+    /// The last request that was counted as one that must wait for the quota `outstanding`.
+    pub(crate) late: u64,
     /// The question that the present request waits for.
     pub(crate) waiting: Option<Ticket>,
     /// Domids that the host was asked for, for the present request, and knows no domain of.
@@ -118,17 +124,24 @@ impl<S: Storage> Connections<S> {
 }
 
 impl<S: Storage> Connection<S> {
-    pub(crate) fn new(incarnation: Incarnation, privileged: bool, home: DomId) -> Self {
+    pub(crate) fn new(
+        incarnation: Incarnation,
+        privileged: bool,
+        home: DomId,
+        counters: Rc<Counters>,
+    ) -> Self {
         Self {
             incarnation,
             privileged,
             home,
+            counters,
             input: Input::default(),
             output: Output::default(),
             transactions: Transactions::default(),
             outstanding: BTreeMap::new(),
             caused_bytes: 0,
             requests: 0,
+            late: 0,
             waiting: None,
             absent: Vec::new(),
             lost: BTreeSet::new(),

@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 
 use crate::answer::Answer;
 use crate::connection::Connection;
+use crate::counters::Counters;
 use crate::domain::Domain;
 use crate::ids::DomId;
 use crate::lifecycle::parse_domid;
@@ -28,9 +29,10 @@ pub(crate) struct Command<S: Storage> {
 type Run<S> = fn(&mut Server<S>, Privileged, &[&[u8]]) -> Result<String, Errno>;
 
 /// All of them.
-pub(crate) const fn commands<S: Storage>() -> [Command<S>; 7] {
+pub(crate) const fn commands<S: Storage>() -> [Command<S>; 8] {
     [
         command("check", "", check),
+        command("counters", "[<domid>|total]", counters),
         command("help", "", help),
         command("log", "[on|off|+io|-io]", log),
         command("memreport", "", memreport),
@@ -101,6 +103,23 @@ fn check<S: Storage>(
         done()
     } else {
         Err(Errno::EIO)
+    }
+}
+
+/// What happened to a domain, or to all of them, those included that ended.
+fn counters<S: Storage>(
+    server: &mut Server<S>,
+    _: Privileged,
+    parameters: &[&[u8]],
+) -> Result<String, Errno> {
+    match parameters {
+        [] | [b"total"] => Ok(server.domains.total().text()),
+        [domid] => {
+            let domain = server.domains.get(parse_domid(domid)?);
+            let counters = domain.ok_or(Errno::ENOENT)?.counters();
+            Ok(counters.map(Counters::text).unwrap_or_default())
+        }
+        _ => Err(Errno::EINVAL),
     }
 }
 

@@ -6,10 +6,12 @@ use std::fmt::Write;
 use std::path::Path;
 
 use crate::control;
+use crate::counters::Counter;
 use crate::database::is_database;
 use crate::features::Features;
 use crate::privilege;
 use crate::quota::{Quota, Quotas};
+use crate::refusal::Reason;
 use crate::request::is_served;
 use crate::wire::Kind;
 
@@ -35,6 +37,7 @@ fn document_text() -> String {
     );
     requests(&mut text);
     commands(&mut text);
+    counters(&mut text);
     quotas(&mut text);
     features(&mut text);
     text
@@ -78,6 +81,21 @@ fn commands(text: &mut String) {
         writeln!(text, "| `{name}` | {parameters} |").unwrap();
     }
     text.push_str("\nEvery other command is answered with EINVAL.\n");
+}
+
+fn counters(text: &mut String) {
+    text.push_str("\n## Counters\n\nOf each domain, and of all: `CONTROL counters`.\n\n| counter | counts |\n|---|---|\n");
+    text.push_str(
+        "| `requests-<type>` | requests of this type; `other`: of a type that there is not |\n",
+    );
+    text.push_str("| `errors-<error>` | requests that were answered with this error |\n");
+    for reason in Reason::all() {
+        let (consequence, name) = (reason.consequence(), reason.name());
+        writeln!(text, "| `{consequence}-{name}` | {consequence}: {reason} |").unwrap();
+    }
+    for counter in Counter::all() {
+        writeln!(text, "| `{}` | {} |", counter.name(), counter.help()).unwrap();
+    }
 }
 
 fn quotas(text: &mut String) {

@@ -8,6 +8,7 @@ use core::iter;
 
 use crate::acl::{self, Acl, Entry, Holder, Incarnation, Letter, Right, Subject};
 use crate::answer::Answer;
+use crate::counters::Counters;
 use crate::domain::{Domain, Domains};
 use crate::effects::{Editor, Effects, footprint};
 use crate::features::Features;
@@ -15,8 +16,10 @@ use crate::ids::{DomId, EvtchnPort, Generation};
 use crate::memory::{self, Supply};
 use crate::path::{Components, NamedPath, PathRef};
 use crate::quota::{Quota, Quotas, within};
+use crate::refusal::Reason;
 use crate::run::fits;
 use crate::storage::{Node, Storage, Value, listed_size};
+use crate::time::Instant;
 use crate::touched::Touched;
 use crate::watch::Watches;
 use crate::wire::{Errno, Kind, decimal, exactly, one_path, strings};
@@ -58,6 +61,9 @@ pub(crate) struct Setting<'a> {
     /// The client as one who asks.
     pub(crate) subject: Subject,
     pub(crate) supply: Supply,
+    /// What is refused is counted here, and told of as of now.
+    pub(crate) counters: &'a Counters,
+    pub(crate) now: Instant,
     /// Bytes that the client has besides its nodes.
     pub(crate) held: u64,
     /// Whose home relative paths lie in.
@@ -85,6 +91,22 @@ impl Setting<'_> {
         self.quotas.of(&self.client.overrides, quota)
     }
 
+    /// Whether the client may have `count` of what a quota limits; if not, that is counted as a refusal.
+    pub(crate) fn admits(&self, quota: Quota, count: u64) -> bool {
+        let limit = self.limit(quota);
+        let is_within = within(count, limit);
+        if !is_within {
+            self.refuse(quota, limit);
+        }
+        is_within
+    }
+
+    /// Counts a refusal for a quota.
+    #[cold]
+    pub(crate) fn refuse(&self, quota: Quota, limit: u32) {
+        self.counters.refuse(Reason::Quota(quota), limit, self.now);
+    }
+
     /// Bytes that the client has, as quota `memory` counts.
     pub(crate) fn used(&self) -> u64 {
         self.client.usage.node_bytes.saturating_add(self.held)
@@ -95,7 +117,10 @@ impl Setting<'_> {
         if self.subject.privileged {
             return Ok(());
         }
-        memory::check(self.supply, self.quotas, self.client, after)
+        memory::check(self.supply, self.quotas, self.client, after).map_err(|lack| {
+            lack.count(self.counters, self.now);
+            lack.errno()
+        })
     }
 }
 
@@ -200,7 +225,11 @@ impl<S: Storage> Work<'_, '_, S> {
         let mut rest = strings(payload);
         let path = self.any_path(rest.next().ok_or(Errno::EINVAL)?)?;
         let limit = self.limit(Quota::NodePermissions);
-        let entries = acl::parse_entries(rest, limit)?;
+        let entries = acl::parse_entries(rest, limit).inspect_err(|errno| {
+            if *errno == Errno::ENOSPC {
+                self.setting.refuse(Quota::NodePermissions, limit);
+            }
+        })?;
         let node = self.allowed(path.as_ref(), Right::Own)?;
         let owner = node.acl.owner();
         let acl = self.resolve(&entries, owner)?;
@@ -300,7 +329,10 @@ impl<S: Storage> Work<'_, '_, S> {
             .usage
             .nodes
             .saturating_add_signed(pending.nodes);
-        if !within(owned.saturating_add(added), self.limit(Quota::Nodes)) {
+        if !self
+            .setting
+            .admits(Quota::Nodes, owned.saturating_add(added))
+        {
             return Err(Errno::ENOSPC);
         }
         let mut list = nearest.children().list_size();
@@ -319,7 +351,7 @@ impl<S: Storage> Work<'_, '_, S> {
 
     fn check_size(&self, size: usize) -> Result<(), Errno> {
         let size = u64::try_from(size).unwrap_or(u64::MAX);
-        if within(size, self.limit(Quota::NodeSize)) {
+        if self.setting.admits(Quota::NodeSize, size) {
             Ok(())
         } else {
             Err(Errno::ENOSPC)
@@ -362,7 +394,9 @@ impl<S: Storage> Work<'_, '_, S> {
     fn touch(&mut self, path: PathRef<'_>) -> Result<(), Errno> {
         let limit = self.setting.limit(Quota::TransactionNodes);
         match &mut self.touched {
-            Some(touched) => touched.add(path, limit),
+            Some(touched) => touched
+                .add(path, limit)
+                .inspect_err(|_| self.setting.refuse(Quota::TransactionNodes, limit)),
             None => Ok(()),
         }
     }
@@ -377,11 +411,23 @@ impl<S: Storage> Work<'_, '_, S> {
     }
 
     fn node_path<'p>(&self, written: &'p [u8]) -> Result<NamedPath<'p>, Errno> {
-        NamedPath::parse_node(written, self.setting.home, self.limit(Quota::PathMax))
+        let limit = self.limit(Quota::PathMax);
+        NamedPath::parse_node(written, self.setting.home, limit)
+            .inspect_err(|_| self.note_length(written, limit))
     }
 
     fn any_path<'p>(&self, written: &'p [u8]) -> Result<NamedPath<'p>, Errno> {
-        NamedPath::parse(written, self.setting.home, self.limit(Quota::PathMax))
+        let limit = self.limit(Quota::PathMax);
+        NamedPath::parse(written, self.setting.home, limit)
+            .inspect_err(|_| self.note_length(written, limit))
+    }
+
+    /// Counts a path that was refused for nothing but its length.
+    #[cold]
+    fn note_length(&self, written: &[u8], limit: u32) {
+        if NamedPath::parse(written, self.setting.home, 0).is_ok() {
+            self.setting.refuse(Quota::PathMax, limit);
+        }
     }
 
     fn limit(&self, quota: Quota) -> u32 {

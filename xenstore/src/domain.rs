@@ -2,15 +2,19 @@
 
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::rc::Rc;
+use core::cell::Cell;
 use core::mem;
 
 use slotmap::{DefaultKey, SlotMap};
 
 use crate::acl::{Incarnation, Subject};
+use crate::counters::Counters;
 use crate::features::Features;
 use crate::ids::{ConnId, DomId, Identity, UniqueId};
 use crate::path::Path;
 use crate::quota::{Overrides, Quota, Quotas, within};
+use crate::refusal::Reason;
 
 /// One domain.
 #[derive(Debug)]
@@ -20,6 +24,8 @@ pub(crate) struct Domain {
     pub(crate) unique: Option<UniqueId>,
     /// Its connection, if it was introduced.
     pub(crate) connection: Option<ConnId>,
+    /// What happened to it; there from its first connection on.
+    counters: Option<Rc<Counters>>,
     /// Whether its shutdown was told already.
     pub(crate) told_shutdown: bool,
     /// Whether it was logged that it uses more than quota `soft-memory`; until it uses less again.
@@ -50,6 +56,10 @@ pub(crate) struct Domains {
     by_domid: BTreeMap<DomId, DefaultKey>,
     /// Counts those that ended.
     deaths: u64,
+    /// What happened to those.
+    past: Counters,
+    /// Something noteworthy was counted since the last look.
+    noted: Rc<Cell<bool>>,
 }
 
 impl Domains {
@@ -64,7 +74,10 @@ impl Domains {
             domid: privileged,
             life,
         };
+        let noted = Rc::default();
         let domains = Self {
+            past: Counters::new(privileged, &noted),
+            noted,
             privileged: first,
             lives,
             by_domid: BTreeMap::from([(privileged, life)]),
@@ -100,6 +113,22 @@ impl Domains {
         lives.filter_map(|life| self.lives.get(*life).map(|domain| &**domain))
     }
 
+    /// Those with this id or a higher one, by id.
+    pub(crate) fn iter_from(&self, from: DomId) -> impl Iterator<Item = &Domain> {
+        let lives = self.by_domid.range(from..).map(|(_, life)| *life);
+        lives.filter_map(|life| self.lives.get(life).map(|domain| &**domain))
+    }
+
+    /// Whether something noteworthy was counted since the last [`Domains::take_note`].
+    pub(crate) fn is_noted(&self) -> bool {
+        self.noted.get()
+    }
+
+    /// Begins to wait for the next thing that is noteworthy.
+    pub(crate) fn take_note(&self) {
+        self.noted.set(false);
+    }
+
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Domain> {
         self.lives.values_mut().map(|domain| &mut **domain)
     }
@@ -123,7 +152,30 @@ impl Domains {
     pub(crate) fn remove(&mut self, domid: DomId) -> Option<Domain> {
         let domain = self.lives.remove(self.by_domid.remove(&domid)?)?;
         self.deaths = self.deaths.wrapping_add(1);
+        if let Some(counters) = &domain.counters {
+            self.past.add(counters);
+        }
         Some(*domain)
+    }
+
+    /// A domain's counters, made if it has none.
+    pub(crate) fn counters(&mut self, incarnation: Incarnation) -> Rc<Counters> {
+        let made = || Rc::new(Counters::new(incarnation.domid, &self.noted));
+        match self.lives.get_mut(incarnation.life) {
+            Some(domain) => Rc::clone(domain.counters.get_or_insert_with(made)),
+            None => made(),
+        }
+    }
+
+    /// What happened to all domains, those included that ended.
+    pub(crate) fn total(&self) -> Counters {
+        let total = Counters::new(self.privileged.domid, &self.noted);
+        total.add(&self.past);
+        self.lives
+            .values()
+            .filter_map(|domain| domain.counters.as_ref())
+            .for_each(|counters| total.add(counters));
+        total
     }
 
     /// How many domains have ended.
@@ -164,6 +216,7 @@ impl Domain {
             incarnation,
             unique: None,
             connection: None,
+            counters: None,
             told_shutdown: false,
             told_memory: false,
             target: None,
@@ -174,11 +227,19 @@ impl Domain {
         }
     }
 
+    /// What happened to it, if it ever had a connection.
+    pub(crate) fn counters(&self) -> Option<&Counters> {
+        self.counters.as_deref()
+    }
+
     /// Logs once that it uses more than `soft` bytes (quota `soft-memory`); again when it did so after using less.
     pub(crate) fn warn_of_memory(&mut self, memory: u64, soft: u32) {
         let exceeds = !within(memory, soft);
         if mem::replace(&mut self.told_memory, exceeds) != exceeds && exceeds {
             let domid = self.incarnation.domid;
+            if let Some(counters) = &self.counters {
+                counters.count_refusal(Reason::Quota(Quota::SoftMemory));
+            }
             log::warn!("domain {domid} uses {memory} bytes, more than quota soft-memory ({soft})");
         }
     }

@@ -6,6 +6,7 @@ use core::mem;
 
 use crate::acl::{Acl, Right};
 use crate::connection::Connection;
+use crate::counters::Counter;
 use crate::effects::{Change, Old};
 use crate::ids::{ConnId, DomId};
 use crate::output::{Event, EventText};
@@ -173,6 +174,7 @@ impl<S: Storage> Server<S> {
         };
         if !has_room {
             connection.lost.insert(id);
+            connection.counters.count(Counter::EventsLost);
             return;
         }
         let privileged = connection.privileged;
@@ -185,8 +187,10 @@ impl<S: Storage> Server<S> {
             is_counted: !privileged,
         };
         let Some(bytes) = connection.output.event(event) else {
+            connection.counters.count(Counter::EventsCoalesced);
             return;
         };
+        connection.counters.count(Counter::EventsQueued);
         if !mem::replace(&mut connection.ready, true) {
             self.ready.push_back(conn);
         }
@@ -207,6 +211,9 @@ impl<S: Storage> Server<S> {
         }
         let source = self.cause.map(|cause| cause.connection);
         connection.output.events_from(source) < EVENTS_MAX
-            && self.check_memory(source.unwrap_or(conn), 0).is_ok()
+            && self
+                .connections
+                .get(source.unwrap_or(conn))
+                .is_some_and(|payer| self.lack(payer, 0).is_none())
     }
 }

@@ -159,6 +159,7 @@ impl<S: Storage> Server<S> {
         }
         self.remove_estates(domid);
         self.domains.remove(domid);
+        self.remove_counter_node(domid);
         if connection.is_some() {
             self.tell_special(RELEASE_DOMAIN, domid);
         }

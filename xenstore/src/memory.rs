@@ -2,8 +2,11 @@
 
 use core::fmt;
 
+use crate::counters::Counters;
 use crate::domain::Domain;
 use crate::quota::{Quota, Quotas, within};
+use crate::refusal::Reason;
+use crate::time::Instant;
 use crate::wire::Errno;
 
 /// Free memory below this part of all is scarce, in per cent.
@@ -11,7 +14,7 @@ const SCARCE_BELOW: u64 = 25;
 /// Free memory below this part of all is kept for the toolstack, for deletions and for the ends of domains, in per cent.
 const SHORT_BELOW: u64 = 10;
 /// Bytes that a domain may have even when memory is scarce.
-const GUARANTEE: u64 = 64 * 1024;
+const GUARANTEE: u32 = 64 * 1024;
 
 /// What the host has for the store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,28 +54,67 @@ impl Supply {
     pub(crate) fn admits(self, after: u64) -> bool {
         match self {
             Self::Plenty => true,
-            Self::Scarce => after <= GUARANTEE,
+            Self::Scarce => after <= u64::from(GUARANTEE),
             Self::Short => false,
         }
+    }
+
+    /// Bytes that an unprivileged domain may grow to.
+    fn limit(self) -> u32 {
+        match self {
+            Self::Plenty => u32::MAX,
+            Self::Scarce => GUARANTEE,
+            Self::Short => 0,
+        }
+    }
+}
+
+/// What there is too little of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lack {
+    /// The store's own memory; a domain may have so many bytes.
+    Store(u32),
+    /// The domain's quota, which is this.
+    Quota(u32),
+}
+
+impl Lack {
+    /// What the client hears.
+    pub(crate) fn errno(self) -> Errno {
+        match self {
+            Self::Store(_) => Errno::ENOSPC,
+            Self::Quota(_) => Errno::ENOMEM,
+        }
+    }
+
+    /// Counts and logs that a client was refused for this.
+    pub(crate) fn count(self, counters: &Counters, now: Instant) {
+        let (reason, limit) = match self {
+            Self::Store(limit) => (Reason::StoreMemory, limit),
+            Self::Quota(limit) => (Reason::Quota(Quota::Memory), limit),
+        };
+        counters.refuse(reason, limit, now);
     }
 }
 
 /// Whether an unprivileged `domain` may have `after` bytes.
 ///
 /// # Errors
-/// ENOSPC if memory is too scarce for that; ENOMEM if its quota is.
+/// What it would be too much for.
 pub(crate) fn check(
     supply: Supply,
     quotas: &Quotas,
     domain: &Domain,
     after: u64,
-) -> Result<(), Errno> {
+) -> Result<(), Lack> {
     if !supply.admits(after) {
-        Err(Errno::ENOSPC)
-    } else if !within(after, quotas.of(&domain.overrides, Quota::Memory)) {
-        Err(Errno::ENOMEM)
-    } else {
+        return Err(Lack::Store(supply.limit()));
+    }
+    let limit = quotas.of(&domain.overrides, Quota::Memory);
+    if within(after, limit) {
         Ok(())
+    } else {
+        Err(Lack::Quota(limit))
     }
 }
 
@@ -92,8 +134,8 @@ mod tests {
 
     #[test]
     fn what_is_guaranteed_is_admitted_while_memory_is_scarce() {
-        assert!(Supply::Scarce.admits(GUARANTEE));
-        assert!(!Supply::Scarce.admits(GUARANTEE + 1));
+        assert!(Supply::Scarce.admits(u64::from(GUARANTEE)));
+        assert!(!Supply::Scarce.admits(u64::from(GUARANTEE) + 1));
         assert!(!Supply::Short.admits(0));
         assert!(Supply::Plenty.admits(u64::MAX));
     }

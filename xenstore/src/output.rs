@@ -164,6 +164,11 @@ impl Output {
         self.messages.is_empty()
     }
 
+    /// Events that wait.
+    pub(crate) fn events(&self) -> usize {
+        self.events
+    }
+
     /// Events from one source that wait.
     pub(crate) fn events_from(&self, source: Option<ConnId>) -> usize {
         self.sources.get(&source).copied().unwrap_or_default()

@@ -16,8 +16,6 @@ pub enum Quota {
     NodeSize,
 }
 
-const COUNT: usize = 10;
-
 struct Row {
     quota: Quota,
     name: &'static str,
@@ -35,7 +33,7 @@ const fn row(quota: Quota, name: &'static str, default: u32, help: &'static str)
 }
 
 /// In the order in which GET_QUOTA names them, which is that of the variants.
-const TABLE: [Row; COUNT] = [
+const TABLE: [Row; Quota::COUNT] = [
     row(Quota::Nodes, "nodes", 1000, "nodes owned"),
     row(Quota::Watches, "watches", 128, "watches set"),
     row(
@@ -79,6 +77,9 @@ const TABLE: [Row; COUNT] = [
 ];
 
 impl Quota {
+    /// How many there are.
+    pub(crate) const COUNT: usize = 10;
+
     /// Every quota, in the order in which GET_QUOTA names them.
     pub fn all() -> impl Iterator<Item = Self> {
         TABLE.iter().map(|row| row.quota)
@@ -113,11 +114,11 @@ impl Quota {
 
 /// The limits that hold for every domain without one of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Quotas([u32; COUNT]);
+pub struct Quotas([u32; Quota::COUNT]);
 
 /// The limits that a domain has of its own.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Overrides([Option<u32>; COUNT]);
+pub(crate) struct Overrides([Option<u32>; Quota::COUNT]);
 
 impl Default for Quotas {
     fn default() -> Self {
@@ -156,7 +157,7 @@ impl Overrides {
 
 /// The most that any unprivileged domain has had.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Peaks([u64; COUNT]);
+pub(crate) struct Peaks([u64; Quota::COUNT]);
 
 impl Peaks {
     pub(crate) fn note(&mut self, quota: Quota, value: u64) {

@@ -5,6 +5,7 @@ use core::mem;
 
 use crate::answer::Answer;
 use crate::connection::Request;
+use crate::counters::Counter;
 use crate::database::{Refusal, Setting, Work, is_database};
 use crate::effects::Effects;
 use crate::features::Features;
@@ -12,7 +13,8 @@ use crate::ids::{ConnId, DomId, TxId};
 use crate::lifecycle::parse_domid;
 use crate::path::{Path, is_relative};
 use crate::privilege::{self, Privileged};
-use crate::quota::{Quota, within};
+use crate::quota::Quota;
+use crate::refusal::Reason;
 use crate::server::Server;
 use crate::storage::Storage;
 use crate::transaction::{Transaction, Transactions};
@@ -98,6 +100,8 @@ impl<S: Storage> Server<S> {
             client,
             subject: self.domains.subject(client),
             supply: self.supply,
+            counters: &connection.counters,
+            now: self.now,
             held: connection.footprint(),
             home: connection.home,
             absent: &connection.absent,
@@ -119,13 +123,13 @@ impl<S: Storage> Server<S> {
         if transaction.is_some() {
             return Err(Errno::EBUSY.into());
         }
-        let limit = self.limit(conn, Quota::Transactions);
         self.check_memory(conn, 0)?;
-        let connection = self.connections.get_mut(conn).ok_or(Errno::EIO)?;
+        let connection = self.connections.get(conn).ok_or(Errno::EIO)?;
         let open = u64::try_from(connection.transactions.len()).unwrap_or(u64::MAX);
-        if !within(open.saturating_add(1), limit) {
+        if !self.admits(conn, Quota::Transactions, open.saturating_add(1)) {
             return Err(Errno::ENOSPC.into());
         }
+        let connection = self.connections.get_mut(conn).ok_or(Errno::EIO)?;
         let transaction = Transaction::start(&self.store.nodes, &self.domains);
         let id = connection.transactions.add(transaction);
         Ok(Answer::Text(format!("{id}")))
@@ -145,7 +149,7 @@ impl<S: Storage> Server<S> {
         };
         let id = transaction.ok_or(Errno::ENOENT)?;
         let mut work = 0;
-        let effects = self.with_setting(conn, |setting, place| {
+        let ended = self.with_setting(conn, |setting, place| {
             if commit {
                 let committed = place.transactions.commit(id, setting, place.nodes);
                 work = place.transactions.take_work();
@@ -156,7 +160,12 @@ impl<S: Storage> Server<S> {
             }
         });
         self.work = self.work.saturating_add(work);
-        self.commit(&mut effects?);
+        let mut effects = ended.inspect_err(|refusal| {
+            if *refusal == Refusal::Errno(Errno::EAGAIN) {
+                self.count(conn, Counter::ConflictsSuffered);
+            }
+        })?;
+        self.commit(&mut effects);
         Ok(Answer::Done)
     }
 
@@ -185,13 +194,12 @@ impl<S: Storage> Server<S> {
 
     fn add_watch(&mut self, watch: Watch) -> Result<(), Errno> {
         let conn = watch.connection;
-        let count = self.limit(conn, Quota::Watches);
         let connection = self.connections.get(conn).ok_or(Errno::EIO)?;
         let bytes = watch.footprint();
         if self.watches.has(&watch) {
             return Err(Errno::EEXIST);
         }
-        if !within(connection.watches.saturating_add(1), count) {
+        if !self.admits(conn, Quota::Watches, connection.watches.saturating_add(1)) {
             return Err(Errno::ENOSPC);
         }
         self.check_memory(conn, bytes)?;
@@ -230,7 +238,15 @@ impl<S: Storage> Server<S> {
     }
 
     fn any_path(&self, conn: ConnId, written: &[u8]) -> Result<Path, Errno> {
-        Path::parse(written, self.home(conn)?, self.limit(conn, Quota::PathMax))
+        let home = self.home(conn)?;
+        let limit = self.limit(conn, Quota::PathMax);
+        Path::parse(written, home, limit).inspect_err(|_| {
+            let is_long = Path::parse(written, home, 0).is_ok();
+            if let Some(connection) = self.connections.get(conn).filter(|_| is_long) {
+                let reason = Reason::Quota(Quota::PathMax);
+                connection.counters.refuse(reason, limit, self.now);
+            }
+        })
     }
 
     fn home(&self, conn: ConnId) -> Result<DomId, Errno> {

@@ -111,6 +111,7 @@ impl<S: Storage> Server<S> {
         let connection = self.connections.get_mut(conn)?;
         let request = connection.input.request()?;
         connection.requests = connection.requests.wrapping_add(1);
+        connection.counters.count_request(request.header.kind);
         let cause = Cause {
             connection: conn,
             request: connection.requests,
@@ -167,8 +168,8 @@ impl<S: Storage> Server<S> {
     pub(crate) fn reply(&mut self, conn: ConnId, header: Header, answer: Result<Answer, Errno>) {
         let (kind, payload) = match answer.map(Answer::into_payload) {
             Ok(payload) if fits(payload.len()) => (header.kind, payload),
-            Ok(_) => error(Errno::E2BIG),
-            Err(errno) => error(errno),
+            Ok(_) => self.fail(conn, Errno::E2BIG),
+            Err(errno) => self.fail(conn, errno),
         };
         let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
         let header = Header {
@@ -193,27 +194,48 @@ impl<S: Storage> Server<S> {
         }
     }
 
+    /// The reply that is an error, which is counted.
+    fn fail(&self, conn: ConnId, errno: Errno) -> (u32, Payload) {
+        if let Some(connection) = self.connections.get(conn) {
+            connection.counters.count_error(errno);
+        }
+        (Kind::Error.number(), Payload::Fixed(errno.payload()))
+    }
+
     /// Lets a connection with a whole request stand in the queue, once.
     pub(crate) fn queue(&mut self, conn: ConnId) {
-        let waits = |connection: &Connection<S>| {
-            connection.input.is_whole() && !connection.queued && self.may_run(connection)
+        let waits = |connection: &&Connection<S>| connection.input.is_whole() && !connection.queued;
+        let Some(connection) = self.connections.get(conn).filter(waits) else {
+            return;
         };
-        if self.connections.get(conn).is_some_and(waits)
-            && let Some(connection) = self.connections.get_mut(conn)
-        {
+        if !self.may_run(connection) {
+            self.note_late(conn);
+        } else if let Some(connection) = self.connections.get_mut(conn) {
             connection.queued = true;
             let cost = connection.foreseen_cost();
             self.turns.add(conn, connection.served, cost);
+        }
+    }
+
+    /// Counts a request that must wait for the quota `outstanding`, once.
+    #[cold]
+    fn note_late(&mut self, conn: ConnId) {
+        let Some(connection) = self.connections.get(conn) else {
+            return;
+        };
+        let request = connection.requests.wrapping_add(1);
+        let outstanding = u64::try_from(connection.outstanding.len()).unwrap_or(u64::MAX);
+        if connection.late != request
+            && !self.admits(conn, Quota::Outstanding, outstanding.saturating_add(1))
+            && let Some(connection) = self.connections.get_mut(conn)
+        {
+            connection.late = request;
         }
     }
 }
 
 pub(crate) fn fits(len: usize) -> bool {
     u32::try_from(len).is_ok_and(|len| len <= PAYLOAD_MAX)
-}
-
-fn error(errno: Errno) -> (u32, Payload) {
-    (Kind::Error.number(), Payload::Fixed(errno.payload()))
 }
 
 /// What a request with this payload costs at least.

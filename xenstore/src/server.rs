@@ -7,6 +7,8 @@ use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use core::time::Duration;
 
 use crate::connection::{Connection, Connections, ProtocolFault, Spare};
+use crate::counter_nodes::CounterNodes;
+use crate::counters::Counter;
 use crate::domain::Domains;
 use crate::effects::Effects;
 use crate::features::Features;
@@ -132,6 +134,7 @@ pub struct Server<S: Storage = Tree> {
     pub(crate) work: u64,
     /// What all requests have cost so far.
     pub(crate) spent: u64,
+    pub(crate) counter_nodes: CounterNodes,
     pub(crate) ready: VecDeque<ConnId>,
     /// What the host has for all this.
     pub(crate) supply: Supply,
@@ -231,6 +234,7 @@ impl<S: Storage> Server<S> {
             turns: Turns::default(),
             work: 0,
             spent: 0,
+            counter_nodes: CounterNodes::default(),
             ready: VecDeque::new(),
             supply: Supply::default(),
             peaks: Peaks::default(),
@@ -255,7 +259,10 @@ impl<S: Storage> Server<S> {
         let taken = connection.input.take(bytes, &mut self.spare);
         match taken {
             Ok(_) => self.queue(conn),
-            Err(_) => self.stop(conn),
+            Err(_) => {
+                self.count(conn, Counter::ProtocolFaults);
+                self.stop(conn);
+            }
         }
         taken
     }
@@ -272,7 +279,9 @@ impl<S: Storage> Server<S> {
     /// lie in the home of the store's domain.
     pub fn open_socket(&mut self) -> ConnId {
         let conn = self.connections.promise();
-        let connection = Connection::new(self.domains.privileged(), true, self.settings.store);
+        let privileged = self.domains.privileged();
+        let counters = self.domains.counters(privileged);
+        let connection = Connection::new(privileged, true, self.settings.store, counters);
         self.connections.open(conn, connection);
         conn
     }
@@ -282,8 +291,16 @@ impl<S: Storage> Server<S> {
         self.close(conn);
     }
 
+    /// Counts what the host found out about a connection's client.
+    pub fn count(&self, conn: ConnId, counter: Counter) {
+        if let Some(connection) = self.connections.get(conn) {
+            connection.counters.count(counter);
+        }
+    }
+
     /// Stops a connection after a fault: watches, transactions and buffers go, the domain stays introduced (hostility.md R15).
     pub fn stop(&mut self, conn: ConnId) {
+        self.count(conn, Counter::Stops);
         self.clear(conn);
         if let Some(connection) = self.connections.get_mut(conn) {
             connection.stopped = true;
@@ -292,6 +309,7 @@ impl<S: Storage> Server<S> {
 
     /// Begins a connection anew, as its guest asked through the ring page. A stopped one goes on.
     pub fn reset(&mut self, conn: ConnId) {
+        self.count(conn, Counter::Resets);
         self.clear(conn);
     }
 
@@ -303,18 +321,25 @@ impl<S: Storage> Server<S> {
         }
     }
 
-    /// Time has passed: drops events that were left unread too long.
+    /// Time has passed: drops events that were left unread too long, and shows what was counted.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.now = now;
+        self.drop_old_events(now);
+        self.write_counter_nodes();
+    }
+
+    fn drop_old_events(&mut self, now: Instant) {
         while let Some((due, conn)) = self.deadlines.first().copied()
             && due <= now
         {
             self.deadlines.remove(&(due, conn));
             let limit = self.settings.event_timeout;
-            self.drop_events(conn, |_, queued| queued.after(limit) <= now);
+            let dropped = self.drop_events(conn, |_, queued| queued.after(limit) <= now);
             let mut empty = false;
             if let Some(connection) = self.connections.get_mut(conn) {
                 connection.deadline = None;
+                let counters = &connection.counters;
+                counters.count_more(Counter::EventsExpired, dropped);
                 empty = connection.output.is_empty();
             }
             if empty {
@@ -387,6 +412,8 @@ impl<S: Storage> Server<S> {
     /// When [`Server::handle_timeout`] is due.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.deadlines.first().map(|(due, _)| *due)
+        let oldest_event = self.deadlines.first().map(|(due, _)| *due);
+        let due = [oldest_event, self.counter_nodes_due()];
+        due.into_iter().flatten().min()
     }
 }

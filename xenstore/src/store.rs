@@ -104,19 +104,21 @@ impl<S: Storage> Server<S> {
     /// `/tool/xenstored`, where tools look for the server (protocol.md section 5.5).
     pub(crate) fn with_first_nodes(mut self) -> Self {
         let mut effects = Effects::default();
-        let acl = Rc::new(Acl::private(self.domains.privileged()));
-        for path in ["/tool", "/tool/xenstored"] {
-            let mut edit = self.store.edit(&mut effects, &self.watches);
-            edit.create(
-                PathRef::known(path),
-                Value::default(),
-                Rc::clone(&acl),
-                true,
-            );
-        }
+        self.create_missing(&["/tool", "/tool/xenstored"], &mut effects);
         self.commit(&mut effects);
         self.recount();
         self
+    }
+
+    /// Creates those of some nodes of the privileged domain that are missing, each below the one before.
+    pub(crate) fn create_missing(&mut self, paths: &[&str], effects: &mut Effects<S>) {
+        let acl = Rc::new(Acl::private(self.domains.privileged()));
+        for path in paths.iter().copied().map(PathRef::known) {
+            if self.store.nodes.get(path).is_none() {
+                let mut edit = self.store.edit(effects, &self.watches);
+                edit.create(path, Value::default(), Rc::clone(&acl), true);
+            }
+        }
     }
 }
 

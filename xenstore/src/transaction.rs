@@ -259,10 +259,12 @@ impl<S: Storage> Transaction<S> {
         }
         let fits = |domain: &Domain, more: i64| {
             let nodes = domain.usage.nodes.saturating_add_signed(more);
-            within(
-                nodes,
-                setting.domains.limit(domain, setting.quotas, Quota::Nodes),
-            )
+            let limit = setting.domains.limit(domain, setting.quotas, Quota::Nodes);
+            let fits = within(nodes, limit);
+            if !fits {
+                setting.refuse(Quota::Nodes, limit);
+            }
+            fits
         };
         let exceeded = self.effects.charges().any(|(owner, charge)| {
             let owner = setting.domains.alive(owner);
@@ -273,12 +275,14 @@ impl<S: Storage> Transaction<S> {
 
     /// Whether one more request may be kept. One that may not ends the transaction's chances: it could not be run again.
     fn check_room(&mut self, setting: &Setting<'_>, payload: &[u8]) -> Result<(), Errno> {
-        let nodes = u64::from(setting.limit(Quota::TransactionNodes));
+        let limit = setting.limit(Quota::TransactionNodes);
+        let nodes = u64::from(limit);
         let cost = self.cost.saturating_add(cost_of(payload));
         let used = setting.used();
         let added = u64::try_from(payload.len()).unwrap_or(u64::MAX);
         if nodes != 0 && cost > nodes.max(COST_MAX) {
             self.failed = true;
+            setting.refuse(Quota::TransactionNodes, limit);
             return Err(Errno::ENOSPC);
         }
         setting

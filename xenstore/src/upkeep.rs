@@ -1,12 +1,15 @@
 //! What keeps connections and accounts in order, whichever method of the server is at work.
 
+use alloc::rc::Rc;
+
 use crate::acl::Incarnation;
 use crate::connection::Connection;
 use crate::domain::Domain;
 use crate::ids::ConnId;
-use crate::memory;
+use crate::memory::{self, Lack};
 use crate::output::Debt;
-use crate::quota::Quota;
+use crate::quota::{Quota, within};
+use crate::refusal::Reason;
 use crate::server::Server;
 use crate::storage::Storage;
 use crate::time::Instant;
@@ -18,7 +21,12 @@ impl<S: Storage> Server<S> {
     pub(crate) fn open(&mut self, conn: ConnId, incarnation: Incarnation) {
         let domid = incarnation.domid;
         let privileged = self.domains.is_privileged(domid);
-        let connection = Connection::new(incarnation, privileged, domid);
+        let connection = Connection::new(
+            incarnation,
+            privileged,
+            domid,
+            self.domains.counters(incarnation),
+        );
         self.connections.open(conn, connection);
         if let Some(domain) = self.domains.alive_mut(incarnation) {
             domain.connection = Some(conn);
@@ -49,22 +57,41 @@ impl<S: Storage> Server<S> {
         })
     }
 
-    /// Whether the domain of a connection may have `added` bytes more.
+    /// Whether the domain of a connection may have `count` of what a quota limits; if not, that is counted as a refusal.
+    pub(crate) fn admits(&self, conn: ConnId, quota: Quota, count: u64) -> bool {
+        let Some(connection) = self.connections.get(conn) else {
+            return false;
+        };
+        let limit = self.limit_of(connection, quota);
+        let is_within = within(count, limit);
+        if !is_within {
+            let counters = &connection.counters;
+            counters.refuse(Reason::Quota(quota), limit, self.now);
+        }
+        is_within
+    }
+
+    /// Whether the domain of a connection may have `added` bytes more; if not, that is counted as a refusal.
     pub(crate) fn check_memory(&self, conn: ConnId, added: u64) -> Result<(), Errno> {
         let connection = self.connections.get(conn).ok_or(Errno::EIO)?;
+        self.lack(connection, added).map_or(Ok(()), |lack| {
+            lack.count(&connection.counters, self.now);
+            Err(lack.errno())
+        })
+    }
+
+    /// What keeps the domain of a connection from having `added` bytes more, if anything does.
+    pub(crate) fn lack(&self, connection: &Connection<S>, added: u64) -> Option<Lack> {
         if connection.privileged {
-            return Ok(());
+            return None;
         }
-        let domain = self
-            .domains
-            .alive(connection.incarnation)
-            .ok_or(Errno::EIO)?;
+        let domain = self.domains.alive(connection.incarnation)?;
         let used = domain
             .usage
             .node_bytes
             .saturating_add(connection.footprint());
         let after = used.saturating_add(added);
-        memory::check(self.supply, &self.settings.quotas, domain, after)
+        memory::check(self.supply, &self.settings.quotas, domain, after).err()
     }
 
     /// Drops all that a connection has open; it can go on from nothing.
@@ -76,6 +103,7 @@ impl<S: Storage> Server<S> {
         let (incarnation, privileged) = (connection.incarnation, connection.privileged);
         let home = connection.home;
         let debts = connection.output.clear();
+        let counters = Rc::clone(&connection.counters);
         let requests = connection.requests;
         let (queued, ready, deadline) = (connection.queued, connection.ready, connection.deadline);
         let served = connection.served;
@@ -85,7 +113,7 @@ impl<S: Storage> Server<S> {
             queued,
             ready,
             deadline,
-            ..Connection::new(incarnation, privileged, home)
+            ..Connection::new(incarnation, privileged, home, counters)
         };
         debts.into_iter().for_each(|debt| self.settle(debt));
         self.account(conn);
@@ -102,13 +130,21 @@ impl<S: Storage> Server<S> {
         }
     }
 
-    /// Drops waiting events of a connection, with what they owe.
-    pub(crate) fn drop_events(&mut self, conn: ConnId, doomed: impl Fn(WatchId, Instant) -> bool) {
-        if let Some(connection) = self.connections.get_mut(conn) {
-            let debts = connection.output.drop_events(doomed);
-            debts.into_iter().for_each(|debt| self.settle(debt));
-            self.account(conn);
-        }
+    /// Drops waiting events of a connection, with what they owe; gives how many they were.
+    pub(crate) fn drop_events(
+        &mut self,
+        conn: ConnId,
+        doomed: impl Fn(WatchId, Instant) -> bool,
+    ) -> u64 {
+        let Some(connection) = self.connections.get_mut(conn) else {
+            return 0;
+        };
+        let before = connection.output.events();
+        let debts = connection.output.drop_events(doomed);
+        let dropped = before.saturating_sub(connection.output.events());
+        debts.into_iter().for_each(|debt| self.settle(debt));
+        self.account(conn);
+        u64::try_from(dropped).unwrap_or(u64::MAX)
     }
 
     /// Notes that the running request has one more message on its way, and what that costs. Its account follows when it is answered.

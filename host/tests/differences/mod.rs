@@ -313,6 +313,12 @@ const EVERYWHERE: &[Difference] = &[
         "special names that are misshapen, watched, and with permissions to set",
         SPECIAL_NAMES,
     ),
+    ("counters.txt", "counters of all domains", COMMANDS),
+    (
+        "counters.txt",
+        "counters with arguments that are none",
+        COMMANDS,
+    ),
     ("control.txt", "help names the commands", COMMANDS),
     ("control.txt", "the log's switches", COMMANDS),
     ("control.txt", "what there is, counted", COMMANDS),

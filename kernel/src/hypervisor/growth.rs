@@ -3,14 +3,13 @@
 use ::log::{info, warn};
 use core::time::Duration;
 
-use xenstore::Instant;
+use xenstore::{Instant, Spell};
 
 use super::abi::{DOMID_SELF, PopulatePhysmap};
 use super::heap;
 use super::hypercall;
 use super::memory_map::STEP;
 use super::ranges::{PAGE_SIZE, PageRanges};
-use crate::spell::Spell;
 use crate::xen::MemoryLeft;
 
 /// Free memory below this part of all makes the heap grow, in per cent: before the store refuses guests anything.

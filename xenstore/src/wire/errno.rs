@@ -25,6 +25,26 @@ pub enum Errno {
 }
 
 impl Errno {
+    /// Every error, in the order of the variants.
+    pub(crate) const ALL: &[Self] = &[
+        Self::EINVAL,
+        Self::EACCES,
+        Self::EEXIST,
+        Self::EISDIR,
+        Self::ENOENT,
+        Self::ENOMEM,
+        Self::ENOSPC,
+        Self::EIO,
+        Self::ENOTEMPTY,
+        Self::ENOSYS,
+        Self::EROFS,
+        Self::EBUSY,
+        Self::EAGAIN,
+        Self::EISCONN,
+        Self::E2BIG,
+        Self::EPERM,
+    ];
+
     /// The name.
     #[must_use]
     pub fn name(self) -> &'static str {

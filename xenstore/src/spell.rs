@@ -3,7 +3,7 @@
 use core::fmt;
 use core::time::Duration;
 
-use xenstore::Instant;
+use crate::time::Instant;
 
 /// How long one line of log stands for all trouble of its kind.
 const SPELL: Duration = Duration::from_secs(60);
