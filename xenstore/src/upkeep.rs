@@ -105,12 +105,14 @@ impl<S: Storage> Server<S> {
         let debts = connection.output.clear();
         let counters = Rc::clone(&connection.counters);
         let requests = connection.requests;
+        let held = connection.held;
         let (queued, ready, deadline) = (connection.queued, connection.ready, connection.deadline);
         *connection = Connection {
             requests,
             queued,
             ready,
             deadline,
+            held,
             ..Connection::new(incarnation, privileged, home, counters)
         };
         debts.into_iter().for_each(|debt| self.settle(debt));
@@ -121,6 +123,7 @@ impl<S: Storage> Server<S> {
     /// Drops a connection for good.
     pub(crate) fn close(&mut self, conn: ConnId) {
         self.clear(conn);
+        
         if let Some(connection) = self.connections.remove(conn)
             && let Some(due) = connection.deadline
         {
