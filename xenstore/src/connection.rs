@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 use slotmap::{DefaultKey, SlotMap};
 
 use crate::acl::Incarnation;
+use crate::conflict::Hold;
 use crate::counters::Counters;
 use crate::ids::{ConnId, DomId, Ticket, TxId};
 use crate::output::Output;
@@ -63,6 +64,8 @@ pub(crate) struct Connection<S: Storage> {
     pub(crate) lost: BTreeSet<WatchId>,
     pub(crate) watches: u64,
     pub(crate) watch_bytes: u64,
+    /// Its requests wait until its domain has credit again.
+    pub(crate) held: Option<Hold>,
     /// Nothing is read or written any more, until it starts anew.
     pub(crate) stopped: bool,
     /// When to look whether its oldest event is too old.
@@ -147,6 +150,7 @@ impl<S: Storage> Connection<S> {
             lost: BTreeSet::new(),
             watches: 0,
             watch_bytes: 0,
+            held: None,
             stopped: false,
             deadline: None,
             served: Served::default(),

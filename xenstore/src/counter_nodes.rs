@@ -20,8 +20,6 @@ use crate::time::Instant;
 
 /// Where they are.
 const FOLDERS: [&str; 3] = ["/tool", "/tool/xenstored", "/tool/xenstored/counters"];
-/// From one round over all domains to the next.
-const INTERVAL: Duration = Duration::from_secs(10);
 /// Domains looked at in one step of a round.
 const DOMAINS_A_STEP: usize = 256;
 /// Nodes written in one step.
@@ -45,21 +43,23 @@ impl<S: Storage> Server<S> {
             next_round,
             next_step,
         } = self.counter_nodes;
+        let is_news = self.domains.is_noted() && !self.settings.counter_interval.is_zero();
         match next_step {
             Some((_, due)) => Some(due),
-            None => self.domains.is_noted().then_some(next_round),
+            None => is_news.then_some(next_round),
         }
     }
 
     /// Writes what is due. While memory is scarce nothing is.
     pub(crate) fn write_counter_nodes(&mut self) {
         let now = self.now;
+        let next_round = now.after(self.settings.counter_interval);
         if self.counter_nodes_due().is_none_or(|due| now < due) {
             return;
         }
         if self.supply != Supply::Plenty {
             self.counter_nodes = CounterNodes {
-                next_round: now.after(INTERVAL),
+                next_round,
                 next_step: None,
             };
             return;
@@ -68,7 +68,7 @@ impl<S: Storage> Server<S> {
             Some((domid, _)) => domid,
             None => {
                 self.domains.take_note();
-                self.counter_nodes.next_round = now.after(INTERVAL);
+                self.counter_nodes.next_round = next_round;
                 DomId::new(0)
             }
         };

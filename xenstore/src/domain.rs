@@ -9,6 +9,7 @@ use core::mem;
 use slotmap::{DefaultKey, SlotMap};
 
 use crate::acl::{Incarnation, Subject};
+use crate::conflict::Credits;
 use crate::counters::Counters;
 use crate::features::Features;
 use crate::ids::{ConnId, DomId, Identity, UniqueId};
@@ -34,6 +35,8 @@ pub(crate) struct Domain {
     pub(crate) features: Features,
     pub(crate) overrides: Overrides,
     pub(crate) usage: Usage,
+    /// What it may still do to others' transactions.
+    pub(crate) credits: Credits,
     /// Its nodes whose parents belong to another: with what is below them, all that it owns.
     pub(crate) estates: BTreeSet<Path>,
 }
@@ -223,6 +226,7 @@ impl Domain {
             features,
             overrides: Overrides::default(),
             usage: Usage::default(),
+            credits: Credits::default(),
             estates: BTreeSet::new(),
         }
     }

@@ -5,6 +5,7 @@
 
 use alloc::rc::Rc;
 use alloc::vec::Vec;
+use core::iter;
 
 use crate::acl::{Acl, Incarnation};
 use crate::ids::Generation;
@@ -24,6 +25,8 @@ pub(crate) struct Effects<S: Storage = Tree> {
     /// Sorted by owner.
     charges: Vec<(Incarnation, Charge)>,
     estates: Vec<Transfer>,
+    /// Parents that were made on the way to a node that is yet to be.
+    parents: usize,
 }
 
 /// A node of which its watchers hear.
@@ -31,6 +34,8 @@ pub(crate) struct Change<S: Storage = Tree> {
     pub(crate) path: Path,
     /// It was cut off, with all below it.
     pub(crate) removed: bool,
+    /// Nodes that were made, its missing parents included; none if it was there.
+    pub(crate) made: usize,
     /// What stood there before, where that matters to who may hear.
     pub(crate) old: Option<Old<S>>,
 }
@@ -47,7 +52,22 @@ impl<S: Storage> Default for Effects<S> {
             changes: Vec::new(),
             charges: Vec::new(),
             estates: Vec::new(),
+            parents: 0,
         }
+    }
+}
+
+impl<S: Storage> Change<S> {
+    /// The topmost node that was changed.
+    pub(crate) fn top(&self) -> PathRef<'_> {
+        let path = self.path.as_ref();
+        let above = iter::successors(Some(path), |path| path.parent());
+        above.take(self.made.max(1)).last().unwrap_or(path)
+    }
+
+    /// Whether the children of that node's parent are others now.
+    pub(crate) fn is_listed(&self) -> bool {
+        self.removed || self.made > 0
     }
 }
 
@@ -119,7 +139,10 @@ impl<S: Storage> Effects<S> {
             let path = change.path.as_ref();
             let place = touched.order(path).and_then(|at| settled.get_mut(at));
             match place {
-                Some(Some(earlier)) => earlier.removed |= change.removed,
+                Some(Some(earlier)) => {
+                    earlier.removed |= change.removed;
+                    earlier.made = earlier.made.max(change.made);
+                }
                 Some(place) => {
                     let old = before.branch(path).map(Old::Branch);
                     *place = Some(Change { old, ..change });
@@ -192,8 +215,10 @@ impl<S: Storage> Editor<'_, S> {
         if self.nodes.add(path, seed) != Some(owner) {
             self.effects.transfer(owner, path, true);
         }
+        let made = self.effects.parents.saturating_add(1);
+        self.effects.parents = if silent { made } else { 0 };
         if !silent {
-            self.told(path, false, None);
+            self.told(path, made, false, None);
         }
     }
 
@@ -208,7 +233,7 @@ impl<S: Storage> Editor<'_, S> {
         node.value.set(value);
         node.generation = generation;
         self.effects.charge(node.acl.owner(), 0, grown);
-        self.told(path, false, None);
+        self.told(path, 0, false, None);
     }
 
     /// Cuts off a node that exists, with all below it.
@@ -225,7 +250,7 @@ impl<S: Storage> Editor<'_, S> {
                 self.effects.transfer(owner, path, false);
             }
         });
-        self.told(path, true, Some(Old::Branch(removed)));
+        self.told(path, 0, true, Some(Old::Branch(removed)));
     }
 
     /// Replaces the access control list of a node that exists.
@@ -245,7 +270,7 @@ impl<S: Storage> Editor<'_, S> {
             self.effects.charge(owner, 1, new_cost);
             self.change_hands(path, old.owner(), owner);
         }
-        self.told(path, false, Some(Old::Acl(old)));
+        self.told(path, 0, false, Some(Old::Acl(old)));
     }
 
     /// Keeps the estates right when a node gets another owner: its own place among them, and that of each child.
@@ -270,11 +295,16 @@ impl<S: Storage> Editor<'_, S> {
         });
     }
 
-    fn told(&mut self, path: PathRef<'_>, removed: bool, old: Option<Old<S>>) {
+    fn told(&mut self, path: PathRef<'_>, made: usize, removed: bool, old: Option<Old<S>>) {
         let heard = |watches: &Watches| watches.concern(path, removed);
         if self.watches.is_none_or(heard) {
             let path = path.to_path();
-            self.effects.changes.push(Change { path, removed, old });
+            self.effects.changes.push(Change {
+                path,
+                removed,
+                made,
+                old,
+            });
         }
     }
 

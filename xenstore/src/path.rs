@@ -151,6 +151,12 @@ impl<'a> PathRef<'a> {
         Some(Self(if parent.is_empty() { "/" } else { parent }))
     }
 
+    /// Whether this is `above` or below it.
+    pub(crate) fn lies_in(self, above: Self) -> bool {
+        let rest = self.0.strip_prefix(above.0);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || above.is_root())
+    }
+
     /// The path of `name` below this one.
     #[must_use]
     pub(crate) fn join(self, name: &str) -> Path {

@@ -5,7 +5,6 @@ use core::mem;
 
 use crate::answer::Answer;
 use crate::connection::Request;
-use crate::counters::Counter;
 use crate::database::{Refusal, Setting, Work, is_database};
 use crate::effects::Effects;
 use crate::features::Features;
@@ -68,7 +67,7 @@ impl<S: Storage> Server<S> {
                 setting,
                 nodes: place.nodes,
                 effects: place.effects,
-                watches: Some(place.watches),
+                watches: place.watches,
                 touched: None,
             }
             .execute(kind, payload),
@@ -76,6 +75,7 @@ impl<S: Storage> Server<S> {
         if !self.effects.is_empty() {
             let mut effects = mem::take(&mut self.effects);
             self.commit(&mut effects);
+            self.note_changes(conn, &effects);
             effects.clear();
             self.effects = effects;
         }
@@ -93,6 +93,8 @@ impl<S: Storage> Server<S> {
             .domains
             .alive(connection.incarnation)
             .ok_or(Errno::EIO)?;
+        let own = connection.transactions.len();
+        let told_all = !connection.privileged && self.history.is_open_besides(own);
         let mut setting = Setting {
             generation: &mut self.store.generation,
             domains: &self.domains,
@@ -110,7 +112,7 @@ impl<S: Storage> Server<S> {
             transactions: &mut connection.transactions,
             nodes: &mut self.store.nodes,
             effects: &mut self.effects,
-            watches: &self.watches,
+            watches: (!told_all).then_some(&self.watches),
         };
         work(&mut setting, place)
     }
@@ -130,7 +132,7 @@ impl<S: Storage> Server<S> {
             return Err(Errno::ENOSPC.into());
         }
         let connection = self.connections.get_mut(conn).ok_or(Errno::EIO)?;
-        let transaction = Transaction::start(&self.store.nodes, &self.domains);
+        let transaction = Transaction::start(&self.store.nodes, &self.domains, self.history.open());
         let id = connection.transactions.add(transaction);
         Ok(Answer::Text(format!("{id}")))
     }
@@ -162,10 +164,11 @@ impl<S: Storage> Server<S> {
         self.work = self.work.saturating_add(work);
         let mut effects = ended.inspect_err(|refusal| {
             if *refusal == Refusal::Errno(Errno::EAGAIN) {
-                self.count(conn, Counter::ConflictsSuffered);
+                self.note_conflict(conn);
             }
         })?;
         self.commit(&mut effects);
+        self.note_changes(conn, &effects);
         Ok(Answer::Done)
     }
 
@@ -267,7 +270,8 @@ struct Place<'a, S: Storage> {
     transactions: &'a mut Transactions<S>,
     nodes: &'a mut S,
     effects: &'a mut Effects<S>,
-    watches: &'a Watches,
+    /// Whose changes alone are noted; of all if others have transactions open to which they may matter.
+    watches: Option<&'a Watches>,
 }
 
 /// Whether a client may send this type at all.

@@ -93,6 +93,7 @@ impl<S: Storage> Server<S> {
     fn may_run(&self, connection: &Connection<S>) -> bool {
         let outstanding = u64::try_from(connection.outstanding.len()).unwrap_or(u64::MAX);
         !connection.stopped
+            && connection.held.is_none()
             && connection.waiting.is_none()
             && connection.input.is_whole()
             && connection.output.replies() < REPLIES_MAX

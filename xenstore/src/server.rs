@@ -6,6 +6,7 @@
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use core::time::Duration;
 
+use crate::conflict::History;
 use crate::connection::{Connection, Connections, ProtocolFault, Spare};
 use crate::counter_nodes::CounterNodes;
 use crate::counters::Counter;
@@ -36,6 +37,8 @@ pub struct Settings {
     pub features: Features,
     /// How long an unprivileged client may leave an event unread; zero for ever.
     pub event_timeout: Duration,
+    /// How long the nodes below `/tool/xenstored/counters` stay as they are at least; zero for no such nodes.
+    pub counter_interval: Duration,
 }
 
 impl Settings {
@@ -48,6 +51,7 @@ impl Settings {
             quotas: Quotas::default(),
             features: Features::ALL,
             event_timeout: Duration::from_secs(20),
+            counter_interval: Duration::from_secs(10),
         }
     }
 }
@@ -135,6 +139,10 @@ pub struct Server<S: Storage = Tree> {
     /// What all requests have cost so far.
     pub(crate) spent: u64,
     pub(crate) counter_nodes: CounterNodes,
+    /// What guests changed while transactions are open.
+    pub(crate) history: History,
+    /// Connections whose requests wait until a time, each at most once.
+    pub(crate) holds: BTreeSet<(Instant, ConnId)>,
     pub(crate) ready: VecDeque<ConnId>,
     /// What the host has for all this.
     pub(crate) supply: Supply,
@@ -235,6 +243,8 @@ impl<S: Storage> Server<S> {
             work: 0,
             spent: 0,
             counter_nodes: CounterNodes::default(),
+            history: History::default(),
+            holds: BTreeSet::new(),
             ready: VecDeque::new(),
             supply: Supply::default(),
             peaks: Peaks::default(),
@@ -321,10 +331,11 @@ impl<S: Storage> Server<S> {
         }
     }
 
-    /// Time has passed: drops events that were left unread too long, and shows what was counted.
+    /// Time has passed: drops events that were left unread too long, lets those go on who have credit again, and shows what was counted.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.now = now;
         self.drop_old_events(now);
+        self.end_due_holds();
         self.write_counter_nodes();
     }
 
@@ -413,7 +424,8 @@ impl<S: Storage> Server<S> {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         let oldest_event = self.deadlines.first().map(|(due, _)| *due);
-        let due = [oldest_event, self.counter_nodes_due()];
+        let hold = self.holds.first().map(|(until, _)| *until);
+        let due = [oldest_event, hold, self.counter_nodes_due()];
         due.into_iter().flatten().min()
     }
 }

@@ -16,6 +16,13 @@ impl Instant {
         )
     }
 
+    /// This moment less `duration`, at least the beginning of time.
+    #[must_use]
+    pub fn before(self, duration: Duration) -> Self {
+        let ns = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        Self(self.0.saturating_sub(ns))
+    }
+
     /// How long ago `earlier` was; zero if the clock went back.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {

@@ -10,15 +10,17 @@ use alloc::vec::Vec;
 use core::mem;
 
 use crate::answer::Answer;
+use crate::conflict::{Conflict, Opening};
 use crate::database::{Refusal, Setting, Work};
 use crate::domain::{Domain, Domains};
 use crate::effects::Effects;
 use crate::ids::TxId;
+use crate::path::Path;
 use crate::quota::{Quota, within};
 use crate::run::cost_of;
 use crate::storage::Storage;
 use crate::touched::Touched;
-use crate::wire::{Errno, Kind};
+use crate::wire::{Errno, Kind, strings};
 
 /// What the requests of a transaction may cost, if quota `transaction-nodes` is not more than this, else as much as that: at a merge they
 /// all run again, at one go, while everybody else waits.
@@ -35,6 +37,8 @@ pub(crate) struct Transactions<S: Storage> {
     bytes: u64,
     /// What commits have cost, and nobody was told.
     work: u64,
+    /// Why the one that ended last could not be merged, until that was asked.
+    conflict: Option<Conflict>,
 }
 
 impl<S: Storage> Default for Transactions<S> {
@@ -44,6 +48,7 @@ impl<S: Storage> Default for Transactions<S> {
             last: None,
             bytes: 0,
             work: 0,
+            conflict: None,
         }
     }
 }
@@ -95,6 +100,11 @@ impl<S: Storage> Transactions<S> {
         self.bytes = 0;
     }
 
+    /// Why the one that ended last could not be merged.
+    pub(crate) fn take_conflict(&mut self) -> Option<Conflict> {
+        self.conflict.take()
+    }
+
     /// Runs a request on a transaction's private nodes.
     pub(crate) fn execute(
         &mut self,
@@ -128,6 +138,9 @@ impl<S: Storage> Transactions<S> {
         if let Err(Refusal::Wait(_)) = committed {
             self.bytes = self.bytes.saturating_add(transaction.bytes);
             self.open.insert(id, transaction);
+        } else if let Some(path) = transaction.conflict {
+            let opening = transaction.opening;
+            self.conflict = Some(Conflict { opening, path });
         }
         committed
     }
@@ -151,6 +164,9 @@ pub(crate) struct Transaction<S: Storage> {
     failed: bool,
     /// Domains that had ended when it began: what it gave to one that ended since must not become the store's.
     deaths: u64,
+    opening: Opening,
+    /// What the first request names that was answered otherwise when it ran again.
+    conflict: Option<Path>,
 }
 
 /// A request and what it was answered.
@@ -163,7 +179,7 @@ struct Kept {
 
 impl<S: Storage> Transaction<S> {
     /// Begins with the store as it is: a pointer is copied.
-    pub(crate) fn start(nodes: &S, domains: &Domains) -> Self {
+    pub(crate) fn start(nodes: &S, domains: &Domains, opening: Opening) -> Self {
         Self {
             base: nodes.clone(),
             nodes: nodes.clone(),
@@ -176,6 +192,8 @@ impl<S: Storage> Transaction<S> {
             bytes: 0,
             failed: false,
             deaths: domains.deaths(),
+            opening,
+            conflict: None,
         }
     }
 
@@ -245,7 +263,11 @@ impl<S: Storage> Transaction<S> {
                 (Err(Refusal::Errno(now)), Err(then)) if now == *then => {}
                 (Err(wait @ Refusal::Wait(_)), _) => return Err(wait),
                 (Err(Refusal::Errno(Errno::ENOSPC)), _) => return Err(Errno::ENOSPC.into()),
-                _ => return Err(Errno::EAGAIN.into()),
+                _ => {
+                    let written = strings(payload).next().unwrap_or_default();
+                    self.conflict = Path::parse(written, work.setting.home, 0).ok();
+                    return Err(Errno::EAGAIN.into());
+                }
             }
         }
         (self.base, self.nodes, self.effects) = (store.clone(), nodes, effects);
@@ -307,6 +329,7 @@ impl<S: Storage> Transaction<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::conflict::History;
     use crate::features::Features;
     use crate::ids::DomId;
     use crate::storage::Tree;
@@ -315,10 +338,11 @@ mod tests {
     fn ids_are_never_zero_nor_open() {
         let (domains, owner) = Domains::new(DomId::new(0), Features::ALL);
         let nodes = Tree::new(owner);
+        let mut history = History::default();
         let mut open = Transactions::default();
         let mut add = |last: Option<TxId>| {
             open.last = last.or(open.last);
-            Some(open.add(Transaction::start(&nodes, &domains)))
+            Some(open.add(Transaction::start(&nodes, &domains, history.open())))
         };
         assert_eq!(add(None), TxId::new(1));
         assert_eq!(add(TxId::new(u32::MAX - 1)), TxId::new(u32::MAX));

@@ -105,6 +105,7 @@ impl<S: Storage> Server<S> {
         let debts = connection.output.clear();
         let counters = Rc::clone(&connection.counters);
         let requests = connection.requests;
+        let held = connection.held;
         let (queued, ready, deadline) = (connection.queued, connection.ready, connection.deadline);
         let served = connection.served;
         *connection = Connection {
@@ -113,6 +114,7 @@ impl<S: Storage> Server<S> {
             queued,
             ready,
             deadline,
+            held,
             ..Connection::new(incarnation, privileged, home, counters)
         };
         debts.into_iter().for_each(|debt| self.settle(debt));
@@ -123,6 +125,7 @@ impl<S: Storage> Server<S> {
     /// Drops a connection for good.
     pub(crate) fn close(&mut self, conn: ConnId) {
         self.clear(conn);
+        self.end_hold(conn);
         if let Some(connection) = self.connections.remove(conn)
             && let Some(due) = connection.deadline
         {

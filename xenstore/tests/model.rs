@@ -14,6 +14,8 @@ mod message;
 #[path = "model/mod.rs"]
 mod model;
 
+use core::time::Duration;
+
 use machine::Machine;
 use message::{ERROR, Message, WATCH_EVENT};
 use model::{ANY, Event, Limits, Model, Reply, Request, TOOLSTACK, Told};
@@ -29,6 +31,9 @@ const LIMITS: Limits = Limits {
     transactions: 2,
     entries: 3,
 };
+
+/// With so much time from step to step nobody is held for the conflicts that he causes.
+const CONFLICT_PAUSE_MS: u64 = 50;
 
 #[test]
 fn the_store_does_what_the_model_does() {
@@ -244,6 +249,7 @@ impl<S: Storage> Pair<S> {
         for (quota, limit) in limits {
             settings.quotas.set(quota, u32::try_from(limit).unwrap());
         }
+        settings.counter_interval = Duration::ZERO;
         let mut pair = Self {
             machine: Machine::new(settings),
             model: Model::new(LIMITS),
@@ -274,6 +280,7 @@ impl<S: Storage> Pair<S> {
     }
 
     fn step(&mut self, step: &Step) -> Result<(), String> {
+        self.machine.pass(CONFLICT_PAUSE_MS);
         match step {
             Step::Request(who, tx, request) => {
                 let tx = tx.map_or(0, |at| self.places[usize::from(*who)][at]);
