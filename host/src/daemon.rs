@@ -90,7 +90,10 @@ impl Daemon {
         loop {
             let timeout = match progress {
                 Progress::More => Some(Duration::ZERO),
-                Progress::Idle => self.server.poll_timeout().map(|due| due.since(self.now())),
+                Progress::Idle => {
+                    let due = self.server.poll_timeout();
+                    due.map(|at| at.since(self.now(due)))
+                }
             };
             match self.poll.poll(&mut events, timeout) {
                 Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error),
@@ -109,8 +112,9 @@ impl Daemon {
 
     /// Moves bytes, runs requests, and moves what came of them.
     fn turn(&mut self) -> Progress {
-        let now = self.now();
-        if self.server.poll_timeout().is_some_and(|due| due <= now) {
+        let due = self.server.poll_timeout();
+        let now = self.now(due);
+        if due.is_some_and(|due| due <= now) {
             self.server.handle_timeout(now);
         }
         let mut active = std::mem::take(&mut self.active);
@@ -227,8 +231,9 @@ impl Daemon {
         }
     }
 
-    fn now(&self) -> Instant {
-        if self.server.needs_time() {
+    /// The time, if anything depends on it: something is `due`, or could be.
+    fn now(&self, due: Option<Instant>) -> Instant {
+        if due.is_some() || self.server.needs_time() {
             Instant::default().after(self.started.elapsed())
         } else {
             Instant::default()

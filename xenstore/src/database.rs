@@ -407,6 +407,7 @@ impl<S: Storage> Work<'_, '_, S> {
             effects: self.effects,
             generation: self.setting.generation,
             watches: self.watches,
+            touched: self.touched.as_deref_mut(),
         }
     }
 

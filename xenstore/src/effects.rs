@@ -11,7 +11,7 @@ use crate::acl::{Acl, Incarnation};
 use crate::ids::Generation;
 use crate::path::{Path, PathRef};
 use crate::storage::{Branch, Leaf, Seed, Storage, Tree, Value};
-use crate::touched::Touched;
+use crate::touched::{Mark, Touched};
 use crate::watch::Watches;
 
 /// Bytes that a node costs before its name, value and permissions: the node, its place in its parent and the allocator's share.
@@ -98,6 +98,12 @@ impl<S: Storage> Effects<S> {
         self.estates.clear();
     }
 
+    /// How many of each kind there can be before more memory is needed.
+    pub(crate) fn capacity(&self) -> usize {
+        let charges = self.charges.capacity().max(self.estates.capacity());
+        self.changes.capacity().max(charges)
+    }
+
     pub(crate) fn changes(&self) -> &[Change<S>] {
         &self.changes
     }
@@ -129,31 +135,44 @@ impl<S: Storage> Effects<S> {
     }
 
     /// Makes one change of all changes to a node: what lay between `before` and `after` was never seen. They are told in the order in
-    /// which the nodes were first `touched`.
+    /// which the nodes were first `touched`, and to these watchers only, if not to all.
     ///
     /// A node that was both cut off and changed counts as cut off; one that is in neither tree does not count. Whatever was changed was touched.
-    pub(crate) fn settle(&mut self, before: &S, after: &S, touched: &Touched) {
-        let mut settled: Vec<Option<Change<S>>> = Vec::new();
-        settled.resize_with(touched.len(), || None);
-        for change in self.changes.drain(..) {
-            let path = change.path.as_ref();
-            let place = touched.order(path).and_then(|at| settled.get_mut(at));
-            match place {
-                Some(Some(earlier)) => {
-                    earlier.removed |= change.removed;
-                    earlier.made = earlier.made.max(change.made);
-                }
-                Some(place) => {
-                    let old = before.branch(path).map(Old::Branch);
-                    *place = Some(Change { old, ..change });
-                }
-                None => {}
+    pub(crate) fn settle(
+        &mut self,
+        before: &S,
+        after: &S,
+        touched: &Touched,
+        watches: Option<&Watches>,
+    ) {
+        for (path, Mark { removed, made }) in touched.marked() {
+            if watches.is_some_and(|watches| !watches.concern(path, removed)) {
+                continue;
+            }
+            let old = before.branch(path).map(Old::Branch);
+            if old.is_some() || after.get(path).is_some() {
+                let path = path.to_path();
+                self.changes.push(Change {
+                    path,
+                    removed,
+                    made,
+                    old,
+                });
             }
         }
-        let is_seen =
-            |change: &Change<S>| change.old.is_some() || after.get(change.path.as_ref()).is_some();
-        self.changes
-            .extend(settled.into_iter().flatten().filter(is_seen));
+    }
+
+    /// Leaves it to `touched` what was changed.
+    pub(crate) fn mark(&mut self, touched: &mut Touched) {
+        for Change {
+            path,
+            removed,
+            made,
+            ..
+        } in self.changes.drain(..)
+        {
+            touched.mark(path.as_ref(), Mark { removed, made });
+        }
     }
 
     fn charge(&mut self, owner: Incarnation, nodes: i64, bytes: i64) {
@@ -198,8 +217,10 @@ pub(crate) struct Editor<'a, S: Storage> {
     pub(crate) nodes: &'a mut S,
     pub(crate) effects: &'a mut Effects<S>,
     pub(crate) generation: &'a mut Generation,
-    /// Who hears of it at once; none in a transaction, of which others hear when it is committed.
+    /// Whose changes alone are noted; of all if none are given.
     pub(crate) watches: Option<&'a Watches>,
+    /// In a transaction, of which others hear when it is committed, the nodes that it has touched: changes are noted there.
+    pub(crate) touched: Option<&'a mut Touched>,
 }
 
 impl<S: Storage> Editor<'_, S> {
@@ -296,6 +317,9 @@ impl<S: Storage> Editor<'_, S> {
     }
 
     fn told(&mut self, path: PathRef<'_>, made: usize, removed: bool, old: Option<Old<S>>) {
+        if let Some(touched) = &mut self.touched {
+            return touched.mark(path, Mark { removed, made });
+        }
         let heard = |watches: &Watches| watches.concern(path, removed);
         if self.watches.is_none_or(heard) {
             let path = path.to_path();

@@ -132,7 +132,9 @@ impl<S: Storage> Server<S> {
             return Err(Errno::ENOSPC.into());
         }
         let connection = self.connections.get_mut(conn).ok_or(Errno::EIO)?;
-        let transaction = Transaction::start(&self.store.nodes, &self.domains, self.history.open());
+        let log = self.spare_log.take().unwrap_or_default();
+        let opening = self.history.open();
+        let transaction = Transaction::start(&self.store.nodes, &self.domains, opening, log);
         let id = connection.transactions.add(transaction);
         Ok(Answer::Text(format!("{id}")))
     }
@@ -150,17 +152,21 @@ impl<S: Storage> Server<S> {
             _ => return Err(Errno::EINVAL.into()),
         };
         let id = transaction.ok_or(Errno::ENOENT)?;
-        let mut work = 0;
+        let (mut work, mut spare) = (0, None);
         let ended = self.with_setting(conn, |setting, place| {
             if commit {
-                let committed = place.transactions.commit(id, setting, place.nodes);
+                let Place { nodes, watches, .. } = place;
+                let committed = place.transactions.commit(id, setting, nodes, watches);
                 work = place.transactions.take_work();
+                spare = place.transactions.take_spare();
                 committed
             } else {
-                place.transactions.remove(id).ok_or(Errno::ENOENT)?;
+                place.transactions.abort(id)?;
+                spare = place.transactions.take_spare();
                 Ok(Effects::default())
             }
         });
+        self.spare_log = spare.or(self.spare_log.take());
         self.work = self.work.saturating_add(work);
         let mut effects = ended.inspect_err(|refusal| {
             if *refusal == Refusal::Errno(Errno::EAGAIN) {
@@ -169,6 +175,9 @@ impl<S: Storage> Server<S> {
         })?;
         self.commit(&mut effects);
         self.note_changes(conn, &effects);
+        if let Some(log) = &mut self.spare_log {
+            log.reuse(effects);
+        }
         Ok(Answer::Done)
     }
 

@@ -3,6 +3,7 @@
 //! **A** getters; **B** `open_*`, `handle_*`, `stop`, `reset`: what happened outside; **C** [`Server::run`] (run.rs), the only place where
 //! requests change the store; **D** `poll_*`, `consume_output`: what the host must do next. It knows no time, no memory, no port.
 
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use core::time::Duration;
 
@@ -19,7 +20,8 @@ use crate::output::Cause;
 use crate::quota::{Peaks, Quotas};
 use crate::storage::{Storage, Tree};
 use crate::store::Store;
-use crate::time::Instant;
+use crate::time::{Instant, earlier};
+use crate::transaction::Log;
 use crate::turns::Turns;
 use crate::watch::{WatchId, Watches};
 use crate::wire::{Errno, Header};
@@ -121,6 +123,8 @@ pub struct Server<S: Storage = Tree> {
     pub(crate) domains: Domains,
     pub(crate) connections: Connections<S>,
     pub(crate) spare: Spare,
+    /// Memory for the log of the next transaction.
+    pub(crate) spare_log: Option<Box<Log<S>>>,
     /// What a request notes its effects in, empty between requests.
     pub(crate) effects: Effects<S>,
     pub(crate) watches: Watches,
@@ -231,6 +235,7 @@ impl<S: Storage> Server<S> {
             settings,
             connections: Connections::default(),
             spare: Spare::default(),
+            spare_log: None,
             effects: Effects::default(),
             watches: Watches::default(),
             actions: VecDeque::new(),
@@ -425,7 +430,6 @@ impl<S: Storage> Server<S> {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let oldest_event = self.deadlines.first().map(|(due, _)| *due);
         let hold = self.holds.first().map(|(until, _)| *until);
-        let due = [oldest_event, hold, self.counter_nodes_due()];
-        due.into_iter().flatten().min()
+        earlier(earlier(oldest_event, hold), self.counter_nodes_due())
     }
 }

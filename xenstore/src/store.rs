@@ -60,6 +60,7 @@ impl<S: Storage> Store<S> {
             effects,
             generation: &mut self.generation,
             watches: Some(watches),
+            touched: None,
         }
     }
 }

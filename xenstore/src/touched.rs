@@ -1,4 +1,5 @@
-//! The nodes that a transaction has read or changed, as quota `transaction-nodes` counts, in the order in which it first did.
+//! The nodes that a transaction has read or changed, as quota `transaction-nodes` counts, in the order in which it first did; and which of
+//! them it has changed.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -18,6 +19,8 @@ pub(crate) struct Touched {
     touches: Vec<Touch>,
     /// Finds a touch by its path. Whoever makes paths of one digest meets them again in his own transaction, as many as the quota allows.
     table: HashTable<usize>,
+    /// Where among the touches the one is that was added or marked last, most likely.
+    last: usize,
     /// There were more than allowed: the transaction can only be ended.
     pub(crate) overflowed: bool,
 }
@@ -27,12 +30,32 @@ struct Touch {
     /// Where its path begins and ends.
     start: usize,
     end: usize,
+    mark: Option<Mark>,
+}
+
+/// What was done to a node, all in all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mark {
+    /// It was cut off, with all below it.
+    pub(crate) removed: bool,
+    /// Nodes that were made, its missing parents included; none if it was there.
+    pub(crate) made: usize,
 }
 
 impl Touched {
-    /// How many there are.
-    pub(crate) fn len(&self) -> usize {
-        self.touches.len()
+    /// Forgets them all; their memory stays for what comes.
+    pub(crate) fn clear(&mut self) {
+        self.paths.clear();
+        self.touches.clear();
+        self.table.clear();
+        self.last = 0;
+        self.overflowed = false;
+    }
+
+    /// How many there can be, and how many bytes their paths can have, before more memory is needed.
+    pub(crate) fn capacity(&self) -> (usize, usize) {
+        let touches = self.touches.capacity().max(self.table.capacity());
+        (touches, self.paths.capacity())
     }
 
     /// Notes a path.
@@ -41,7 +64,8 @@ impl Touched {
     /// ENOSPC if `limit` paths (0: any number) are there and this is another.
     pub(crate) fn add(&mut self, path: PathRef<'_>, limit: u32) -> Result<(), Errno> {
         let digest = digest(path.as_str());
-        if self.find(digest, path).is_some() {
+        if let Some(at) = self.find(digest, path) {
+            self.last = at;
             return Ok(());
         }
         let count = u64::try_from(self.touches.len()).unwrap_or(u64::MAX);
@@ -60,25 +84,56 @@ impl Touched {
         });
         let start = paths.len();
         paths.push_str(path.as_str());
+        self.last = touches.len();
         touches.push(Touch {
             digest,
             start,
             end: paths.len(),
+            mark: None,
         });
         Ok(())
     }
 
-    /// How many paths were touched before this one, if it was touched.
-    pub(crate) fn order(&self, path: PathRef<'_>) -> Option<usize> {
-        self.find(digest(path.as_str()), path)
+    /// Notes what was done to a node that was touched.
+    pub(crate) fn mark(&mut self, path: PathRef<'_>, mark: Mark) {
+        if self.path(self.last) != Some(path.as_str()) {
+            let Some(at) = self.find(digest(path.as_str()), path) else {
+                return;
+            };
+            self.last = at;
+        }
+        if let Some(touch) = self.touches.get_mut(self.last) {
+            let earlier = touch.mark.unwrap_or(mark);
+            touch.mark = Some(Mark {
+                removed: earlier.removed || mark.removed,
+                made: earlier.made.max(mark.made),
+            });
+        }
+    }
+
+    /// Forgets what was done to them.
+    pub(crate) fn clear_marks(&mut self) {
+        self.touches.iter_mut().for_each(|touch| touch.mark = None);
+    }
+
+    /// The nodes to which something was done.
+    pub(crate) fn marked(&self) -> impl Iterator<Item = (PathRef<'_>, Mark)> {
+        self.touches.iter().filter_map(|touch| {
+            let mark = touch.mark?;
+            let path = self.paths.get(touch.start..touch.end)?;
+            Some((PathRef::known(path), mark))
+        })
+    }
+
+    fn path(&self, at: usize) -> Option<&str> {
+        let touch = self.touches.get(at)?;
+        self.paths.get(touch.start..touch.end)
     }
 
     fn find(&self, digest: u64, path: PathRef<'_>) -> Option<usize> {
         let equal = |at: &usize| {
-            self.touches.get(*at).is_some_and(|touch| {
-                touch.digest == digest
-                    && self.paths.get(touch.start..touch.end) == Some(path.as_str())
-            })
+            let is_alike = |touch: &Touch| touch.digest == digest;
+            self.touches.get(*at).is_some_and(is_alike) && self.path(*at) == Some(path.as_str())
         };
         self.table.find(digest, equal).copied()
     }
@@ -87,22 +142,49 @@ impl Touched {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::format;
+
+    fn name(number: usize) -> String {
+        format!("/{number}")
+    }
 
     #[test]
-    fn each_path_counts_once_and_keeps_its_place() {
+    fn each_path_counts_once() {
         let mut touched = Touched::default();
-        let name = |number: usize| format!("/{number}");
         for number in (0..100).chain(0..100) {
             assert_eq!(touched.add(PathRef::known(&name(number)), 100), Ok(()));
         }
-        for number in 0..100 {
-            assert_eq!(touched.order(PathRef::known(&name(number))), Some(number));
-        }
-        assert_eq!(touched.order(PathRef::known("/100")), None);
         assert_eq!(touched.add(PathRef::known("/99"), 100), Ok(()));
         assert!(!touched.overflowed);
         assert_eq!(touched.add(PathRef::known("/100"), 100), Err(Errno::ENOSPC));
         assert!(touched.overflowed);
-        assert_eq!(touched.len(), 100);
+        touched.clear();
+        assert!(!touched.overflowed);
+        assert_eq!(touched.add(PathRef::known("/100"), 1), Ok(()));
+        assert_eq!(touched.add(PathRef::known("/99"), 1), Err(Errno::ENOSPC));
+    }
+
+    #[test]
+    fn marks_add_up_and_come_in_the_order_of_the_first_touch() {
+        let mut touched = Touched::default();
+        for number in 0..10 {
+            touched.add(PathRef::known(&name(number)), 0).unwrap();
+        }
+        let mark = |removed, made| Mark { removed, made };
+        let marks = [
+            (7, mark(false, 2)),
+            (3, mark(true, 0)),
+            (7, mark(false, 1)),
+            (3, mark(false, 1)),
+            (11, mark(true, 0)),
+        ];
+        for (number, mark) in marks {
+            touched.mark(PathRef::known(&name(number)), mark);
+        }
+        let marked: Vec<_> = touched.marked().collect();
+        let three = (PathRef::known("/3"), mark(true, 1));
+        assert_eq!(marked, [three, (PathRef::known("/7"), mark(false, 2))]);
+        touched.clear_marks();
+        assert_eq!(touched.marked().count(), 0);
     }
 }

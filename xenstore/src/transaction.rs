@@ -20,6 +20,7 @@ use crate::quota::{Quota, within};
 use crate::run::cost_of;
 use crate::storage::Storage;
 use crate::touched::Touched;
+use crate::watch::Watches;
 use crate::wire::{Errno, Kind, strings};
 
 /// What the requests of a transaction may cost, if quota `transaction-nodes` is not more than this, else as much as that: at a merge they
@@ -27,6 +28,9 @@ use crate::wire::{Errno, Kind, strings};
 const COST_MAX: u64 = 1024;
 /// Bytes that keeping a request costs besides its payload and answer.
 const KEPT_BYTES: usize = 64;
+/// Requests and nodes, and bytes of payloads and of paths, for which there is memory in a log that is kept for another transaction.
+const SPARE_PLACES: usize = 128;
+const SPARE_BYTES: usize = 8192;
 
 /// The open transactions of one connection.
 pub(crate) struct Transactions<S: Storage> {
@@ -39,6 +43,8 @@ pub(crate) struct Transactions<S: Storage> {
     work: u64,
     /// Why the one that ended last could not be merged, until that was asked.
     conflict: Option<Conflict>,
+    /// Memory of the one that ended last, until that was asked for.
+    spare: Option<Box<Log<S>>>,
 }
 
 impl<S: Storage> Default for Transactions<S> {
@@ -49,6 +55,7 @@ impl<S: Storage> Default for Transactions<S> {
             bytes: 0,
             work: 0,
             conflict: None,
+            spare: None,
         }
     }
 }
@@ -89,7 +96,7 @@ impl<S: Storage> Transactions<S> {
         id
     }
 
-    pub(crate) fn remove(&mut self, id: TxId) -> Option<Box<Transaction<S>>> {
+    fn remove(&mut self, id: TxId) -> Option<Box<Transaction<S>>> {
         let transaction = self.open.remove(&id)?;
         self.bytes = self.bytes.saturating_sub(transaction.bytes);
         Some(transaction)
@@ -98,6 +105,11 @@ impl<S: Storage> Transactions<S> {
     pub(crate) fn clear(&mut self) {
         self.open.clear();
         self.bytes = 0;
+    }
+
+    /// Memory of the one that ended last, for the next one of whomever.
+    pub(crate) fn take_spare(&mut self) -> Option<Box<Log<S>>> {
+        self.spare.take()
     }
 
     /// Why the one that ended last could not be merged.
@@ -121,6 +133,16 @@ impl<S: Storage> Transactions<S> {
         answer
     }
 
+    /// Ends a transaction without more.
+    ///
+    /// # Errors
+    /// ENOENT if it is not open.
+    pub(crate) fn abort(&mut self, id: TxId) -> Result<(), Errno> {
+        let transaction = self.remove(id).ok_or(Errno::ENOENT)?;
+        self.spare = transaction.log.reusable();
+        Ok(())
+    }
+
     /// Ends a transaction, makes its changes the store's, and gives their effects; or changes nothing. While the host must be asked first
     /// it stays open.
     ///
@@ -131,17 +153,24 @@ impl<S: Storage> Transactions<S> {
         id: TxId,
         setting: &mut Setting<'_>,
         store: &mut S,
+        watches: Option<&Watches>,
     ) -> Result<Effects<S>, Refusal> {
         let mut transaction = self.remove(id).ok_or(Errno::ENOENT)?;
-        let committed = transaction.commit(setting, store);
+        let committed = transaction.commit(setting, store, watches);
         self.work = self.work.saturating_add(mem::take(&mut transaction.work));
         if let Err(Refusal::Wait(_)) = committed {
             self.bytes = self.bytes.saturating_add(transaction.bytes);
             self.open.insert(id, transaction);
-        } else if let Some(path) = transaction.conflict {
-            let opening = transaction.opening;
-            self.conflict = Some(Conflict { opening, path });
+            return committed;
         }
+        let Transaction {
+            log,
+            opening,
+            conflict,
+            ..
+        } = *transaction;
+        self.conflict = conflict.map(|path| Conflict { opening, path });
+        self.spare = log.reusable();
         committed
     }
 }
@@ -150,11 +179,7 @@ impl<S: Storage> Transactions<S> {
 pub(crate) struct Transaction<S: Storage> {
     base: S,
     nodes: S,
-    effects: Effects<S>,
-    touched: Touched,
-    kept: Vec<Kept>,
-    /// The payloads of the kept requests, one behind the other.
-    payloads: Vec<u8>,
+    log: Box<Log<S>>,
     /// What it costs to run them again.
     cost: u64,
     /// What running them again has cost.
@@ -169,6 +194,49 @@ pub(crate) struct Transaction<S: Storage> {
     conflict: Option<Path>,
 }
 
+/// What a transaction has done so far.
+pub(crate) struct Log<S: Storage> {
+    effects: Effects<S>,
+    touched: Touched,
+    kept: Vec<Kept>,
+    /// The payloads of the kept requests, one behind the other.
+    payloads: Vec<u8>,
+}
+
+impl<S: Storage> Default for Log<S> {
+    fn default() -> Self {
+        Self {
+            effects: Effects::default(),
+            touched: Touched::default(),
+            kept: Vec::new(),
+            payloads: Vec::new(),
+        }
+    }
+}
+
+impl<S: Storage> Log<S> {
+    /// Keeps the memory of effects that were taken, if it is not too much.
+    pub(crate) fn reuse(&mut self, mut effects: Effects<S>) {
+        effects.clear();
+        if effects.capacity() <= SPARE_PLACES {
+            self.effects = effects;
+        }
+    }
+
+    /// Its memory for another transaction, if it is not too much.
+    fn reusable(mut self: Box<Self>) -> Option<Box<Self>> {
+        let effects = mem::take(&mut self.effects);
+        self.reuse(effects);
+        let (touches, path_bytes) = self.touched.capacity();
+        let places = touches.max(self.kept.capacity());
+        let bytes = path_bytes.max(self.payloads.capacity());
+        self.touched.clear();
+        self.kept.clear();
+        self.payloads.clear();
+        (places <= SPARE_PLACES && bytes <= SPARE_BYTES).then_some(self)
+    }
+}
+
 /// A request and what it was answered.
 struct Kept {
     kind: Kind,
@@ -179,14 +247,11 @@ struct Kept {
 
 impl<S: Storage> Transaction<S> {
     /// Begins with the store as it is: a pointer is copied.
-    pub(crate) fn start(nodes: &S, domains: &Domains, opening: Opening) -> Self {
+    pub(crate) fn start(nodes: &S, domains: &Domains, opening: Opening, log: Box<Log<S>>) -> Self {
         Self {
             base: nodes.clone(),
             nodes: nodes.clone(),
-            effects: Effects::default(),
-            touched: Touched::default(),
-            kept: Vec::new(),
-            payloads: Vec::new(),
+            log,
             cost: 0,
             work: 0,
             bytes: 0,
@@ -208,16 +273,16 @@ impl<S: Storage> Transaction<S> {
         let mut work = Work {
             setting,
             nodes: &mut self.nodes,
-            effects: &mut self.effects,
+            effects: &mut self.log.effects,
             watches: None,
-            touched: Some(&mut self.touched),
+            touched: Some(&mut self.log.touched),
         };
         let answer = match work.execute(kind, payload) {
             Ok(answer) => Ok(answer),
             Err(Refusal::Errno(errno)) => Err(errno),
             Err(wait @ Refusal::Wait(_)) => return Err(wait),
         };
-        self.failed |= self.touched.overflowed;
+        self.failed |= self.log.touched.overflowed;
         self.keep(kind, payload, answer.clone());
         answer.map_err(Refusal::from)
     }
@@ -226,7 +291,12 @@ impl<S: Storage> Transaction<S> {
     ///
     /// # Errors
     /// ENOMEM if it failed before; ENOSPC if a domain would own too many nodes; EAGAIN for a conflict. Or the host must be asked first.
-    fn commit(&mut self, setting: &mut Setting<'_>, store: &mut S) -> Result<Effects<S>, Refusal> {
+    fn commit(
+        &mut self,
+        setting: &mut Setting<'_>,
+        store: &mut S,
+        watches: Option<&Watches>,
+    ) -> Result<Effects<S>, Refusal> {
         if self.failed {
             return Err(Errno::ENOMEM.into());
         }
@@ -237,9 +307,10 @@ impl<S: Storage> Transaction<S> {
             self.rerun(setting, store)?;
         }
         self.check_nodes(setting)?;
-        self.effects.settle(&self.base, &self.nodes, &self.touched);
+        let mut effects = mem::take(&mut self.log.effects);
+        effects.settle(&self.base, &self.nodes, &self.log.touched, watches);
         *store = mem::replace(&mut self.nodes, self.base.clone());
-        Ok(mem::take(&mut self.effects))
+        Ok(effects)
     }
 
     /// Runs the requests again on the store as it is now.
@@ -254,8 +325,8 @@ impl<S: Storage> Transaction<S> {
             touched: None,
         };
         let mut start = 0;
-        for kept in &self.kept {
-            let payload = self.payloads.get(start..kept.end).unwrap_or_default();
+        for kept in &self.log.kept {
+            let payload = self.log.payloads.get(start..kept.end).unwrap_or_default();
             start = kept.end;
             self.work = self.work.saturating_add(cost_of(payload));
             match (work.execute(kept.kind, payload), &kept.answer) {
@@ -270,7 +341,9 @@ impl<S: Storage> Transaction<S> {
                 }
             }
         }
-        (self.base, self.nodes, self.effects) = (store.clone(), nodes, effects);
+        self.log.touched.clear_marks();
+        effects.mark(&mut self.log.touched);
+        (self.base, self.nodes, self.log.effects) = (store.clone(), nodes, effects);
         Ok(())
     }
 
@@ -288,7 +361,7 @@ impl<S: Storage> Transaction<S> {
             }
             fits
         };
-        let exceeded = self.effects.charges().any(|(owner, charge)| {
+        let exceeded = self.log.effects.charges().any(|(owner, charge)| {
             let owner = setting.domains.alive(owner);
             charge.nodes > 0 && owner.is_some_and(|owner| !fits(owner, charge.nodes))
         });
@@ -320,9 +393,9 @@ impl<S: Storage> Transaction<S> {
         self.bytes = self
             .bytes
             .saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX));
-        self.payloads.extend_from_slice(payload);
-        let end = self.payloads.len();
-        self.kept.push(Kept { kind, end, answer });
+        self.log.payloads.extend_from_slice(payload);
+        let end = self.log.payloads.len();
+        self.log.kept.push(Kept { kind, end, answer });
     }
 }
 
@@ -342,7 +415,12 @@ mod tests {
         let mut open = Transactions::default();
         let mut add = |last: Option<TxId>| {
             open.last = last.or(open.last);
-            Some(open.add(Transaction::start(&nodes, &domains, history.open())))
+            Some(open.add(Transaction::start(
+                &nodes,
+                &domains,
+                history.open(),
+                Box::default(),
+            )))
         };
         assert_eq!(add(None), TxId::new(1));
         assert_eq!(add(TxId::new(u32::MAX - 1)), TxId::new(u32::MAX));
