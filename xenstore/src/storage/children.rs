@@ -105,15 +105,18 @@ pub(crate) fn digest(text: &str) -> u64 {
 
 /// Mixes bytes into a number, eight at a time.
 pub(crate) fn digest_bytes(bytes: &[u8]) -> u64 {
-    /// Odd, without a pattern: the fraction of the golden ratio.
-    const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
-    let mix = |digest: u64, word: u64| (digest.rotate_left(5) ^ word).wrapping_mul(FACTOR);
     let (words, rest) = bytes.as_chunks::<8>();
     let words = words.iter().map(|word| u64::from_le_bytes(*word));
     let rest = rest
         .iter()
         .fold(0, |word, byte| (word << 8) | u64::from(*byte));
     mix(words.fold(0, mix), rest)
+}
+
+pub(super) fn mix(digest: u64, word: u64) -> u64 {
+    /// Odd, without a pattern: the fraction of the golden ratio.
+    const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+    (digest.rotate_left(5) ^ word).wrapping_mul(FACTOR)
 }
 
 impl<T: Clone> Children<T> {

@@ -6,7 +6,8 @@ use alloc::rc::Rc;
 use proptest::prelude::*;
 use slotmap::KeyData;
 
-use super::{Branch, FlatMap, Seed, Storage, Tree, Value};
+use super::children::mix;
+use super::{Branch, FlatMap, Seed, Storage, Tree, Value, digest};
 use crate::acl::{Acl, Incarnation, Letter};
 use crate::ids::{DomId, Generation};
 use crate::path::{Components, Path, PathRef};
@@ -160,6 +161,41 @@ fn many_children_keep_their_order_and_are_found<S: Storage>() {
     }
 }
 
+/// Names that are all different and have one digest.
+fn alike(count: usize) -> Vec<String> {
+    // What the first half does to the digest, the second half can undo, if that is text.
+    let digest = |first: u64| mix(0, first).rotate_left(5);
+    let wanted = digest(u64::MAX);
+    let halves = (0..u32::MAX).filter_map(|number| {
+        let nibble = |at: u32| b'a' + u8::try_from(number >> (4 * at) & 15).unwrap();
+        let first = [0, 1, 2, 3, 4, 5, 6, 7].map(nibble);
+        let second = (wanted ^ digest(u64::from_le_bytes(first))).to_le_bytes();
+        let is_name = second.iter().all(u8::is_ascii_alphanumeric);
+        is_name.then(|| String::from_utf8([first, second].concat()).unwrap())
+    });
+    halves.take(count).collect()
+}
+
+fn names_of_one_digest_are_different_names<S: Storage>() {
+    let names: Vec<String> = alike(20);
+    for name in &names {
+        assert_eq!(digest(name), digest(&names[0]));
+    }
+    for count in [2, 20] {
+        let mut nodes = S::new(owner(0));
+        for name in &names[..count] {
+            assert!(nodes.get(path(&format!("/{name}"))).is_none());
+            nodes.add(path(&format!("/{name}")), seed(name.as_bytes()));
+        }
+        let removed = path("/").join(&names[1]);
+        assert!(nodes.remove(removed.as_ref(), Generation(1)).is_some());
+        for (at, name) in names[..count].iter().enumerate() {
+            let there = (at != 1).then(|| name.as_bytes().to_vec());
+            assert_eq!(value(&nodes, &format!("/{name}")), there);
+        }
+    }
+}
+
 fn all_children_are_visited_however_many<S: Storage>() {
     for count in [0, 1, 16, 17, 300_usize] {
         let mut nodes = S::new(owner(0));
@@ -216,6 +252,7 @@ suite!(
     what_is_removed_goes_with_all_below_it,
     a_clone_keeps_what_it_saw,
     many_children_keep_their_order_and_are_found,
+    names_of_one_digest_are_different_names,
     all_children_are_visited_however_many,
     a_list_is_read_from_any_byte,
 );

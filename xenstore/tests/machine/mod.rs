@@ -16,7 +16,7 @@ const BUDGET: u32 = 7;
 const PORTS: u32 = 8;
 
 pub(crate) struct Machine<S: Storage = Tree> {
-    server: Server<S>,
+    pub(crate) server: Server<S>,
     domains: BTreeMap<u16, Domain>,
     links: BTreeMap<u16, Link>,
     now: Instant,

@@ -1,0 +1,86 @@
+//! What waits for a client that does not read, and what is left of connections that were never made.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that goes wrong here should stop at once"
+)]
+
+#[expect(dead_code, reason = "other tests need more of it")]
+mod machine;
+#[expect(dead_code, reason = "other tests need more of it")]
+#[path = "transcript/message.rs"]
+mod message;
+
+use machine::Machine;
+use message::{ERROR, Message, kind};
+use xenstore::{DomId, Settings, Tree};
+
+const TOOLSTACK: u16 = 0;
+const GUEST: u16 = 1;
+/// Far more events than may wait for a guest.
+const CHANGES: usize = 3000;
+
+fn machine() -> Machine<Tree> {
+    let mut machine = Machine::new(Settings::new(DomId::new(TOOLSTACK), DomId::new(31)));
+    machine.create(GUEST, true);
+    assert!(machine.request("INTRODUCE", "1\x001\x007\0"));
+    machine
+}
+
+impl Machine<Tree> {
+    /// A request of the toolstack; whether it was granted.
+    fn request(&mut self, what: &str, payload: &str) -> bool {
+        self.post(TOOLSTACK, what, payload);
+        let replies = self.messages(TOOLSTACK);
+        replies.last().unwrap().kind != ERROR
+    }
+
+    fn post(&mut self, who: u16, what: &str, payload: &str) {
+        let message = Message {
+            kind: kind(what).unwrap(),
+            req_id: 1,
+            tx_id: 0,
+            payload: payload.as_bytes().to_vec(),
+        };
+        assert!(self.send(who, &message.encode()));
+    }
+
+    fn messages(&mut self, who: u16) -> Vec<Message> {
+        let mut bytes = self.receive(who);
+        std::iter::from_fn(|| Message::take_from(&mut bytes).unwrap()).collect()
+    }
+}
+
+#[test]
+fn watches_whose_events_had_no_room_are_told_once_more_when_the_client_reads() {
+    let mut machine = machine();
+    assert!(machine.request("MKDIR", "/t\0"));
+    assert!(machine.request("SET_PERMS", "/t\0r0\0"));
+    machine.post(GUEST, "WATCH", "/t\0first\0");
+    machine.post(GUEST, "WATCH", "/t\0second\0");
+    assert_eq!(machine.messages(GUEST).len(), 4);
+    machine.set_reading(GUEST, false);
+    for number in 0..CHANGES {
+        assert!(machine.request("WRITE", &format!("/t/{number}\0")));
+    }
+    machine.set_reading(GUEST, true);
+    let events = machine.messages(GUEST);
+    assert!(events.len() < CHANGES, "{}", events.len());
+    let payload = |at: usize| String::from_utf8(events[at].payload.clone()).unwrap();
+    assert_eq!(payload(0), "/t/0\0first\0");
+    assert_eq!(payload(1), "/t/0\0second\0");
+    let mut last = [payload(events.len() - 2), payload(events.len() - 1)];
+    last.sort();
+    assert_eq!(last, ["/t\0first\0", "/t\0second\0"]);
+    assert!(machine.messages(GUEST).is_empty());
+}
+
+#[test]
+fn connections_that_could_not_be_made_leave_nothing() {
+    let mut machine = machine();
+    machine.create(2, false);
+    let place = machine.server.open_socket().place();
+    for _ in 0..100 {
+        assert!(!machine.request("INTRODUCE", "2\x001\x007\0"));
+    }
+    assert!(machine.server.open_socket().place() <= place + 2);
+}
