@@ -91,7 +91,10 @@ impl<K, V> Index<K, V> {
         while let Some(block) = blocks.pop() {
             match Rc::try_unwrap(block) {
                 Ok(Block::Leaf(entries)) => entries.into_iter().for_each(|(_, value)| each(value)),
-                Ok(Block::Fork(fork)) => blocks.extend(fork.arms.into_iter().flatten()),
+                Ok(Block::Fork(fork)) => {
+                    let arms = fork.arms.into_iter().flatten();
+                    blocks.extend(arms.filter(|arm| Rc::strong_count(arm) == 1));
+                }
                 Err(_shared) => {}
             }
         }

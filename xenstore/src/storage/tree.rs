@@ -160,6 +160,11 @@ impl Limb {
         Some(node)
     }
 
+    /// Whether nodes go with this one when it is dropped: no other tree has it, and it has children.
+    fn takes_others_along(&self) -> bool {
+        Rc::strong_count(&self.0) == 1 && !self.0.children.is_empty()
+    }
+
     /// The children, if no other tree has this node.
     fn own_children(&mut self) -> Children<Self> {
         let node = Rc::get_mut(&mut self.0);
@@ -172,13 +177,20 @@ impl Limb {
 /// Takes the nodes apart one by one: the compiler's own way would go as deep as the tree (hostility.md R11).
 impl Drop for Limb {
     fn drop(&mut self) {
-        if self.0.children.is_empty() {
+        if !self.takes_others_along() {
             return;
         }
         let mut orphans = Vec::new();
-        self.own_children().dismantle(|child| orphans.push(child));
+        let bereave = |limb: &mut Self, orphans: &mut Vec<Self>| {
+            limb.own_children().dismantle(|child| {
+                if child.takes_others_along() {
+                    orphans.push(child);
+                }
+            });
+        };
+        bereave(self, &mut orphans);
         while let Some(mut orphan) = orphans.pop() {
-            orphan.own_children().dismantle(|child| orphans.push(child));
+            bereave(&mut orphan, &mut orphans);
         }
     }
 }
