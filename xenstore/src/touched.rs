@@ -176,14 +176,20 @@ mod tests {
             (3, mark(true, 0)),
             (7, mark(false, 1)),
             (3, mark(false, 1)),
+            (5, mark(false, 0)),
+            (5, mark(true, 0)),
             (11, mark(true, 0)),
         ];
         for (number, mark) in marks {
             touched.mark(PathRef::known(&name(number)), mark);
         }
         let marked: Vec<_> = touched.marked().collect();
-        let three = (PathRef::known("/3"), mark(true, 1));
-        assert_eq!(marked, [three, (PathRef::known("/7"), mark(false, 2))]);
+        let expected = [
+            (PathRef::known("/3"), mark(true, 1)),
+            (PathRef::known("/5"), mark(true, 0)),
+            (PathRef::known("/7"), mark(false, 2)),
+        ];
+        assert_eq!(marked, expected);
         touched.clear_marks();
         assert_eq!(touched.marked().count(), 0);
     }

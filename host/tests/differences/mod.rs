@@ -117,6 +117,16 @@ const EVERYWHERE: &[Difference] = &[
         WRITTEN,
     ),
     ("conflicts.txt", "make the same node twice", WRITTEN),
+    (
+        "conflicts.txt",
+        "make a node that another one makes meanwhile: only that one is told",
+        WRITTEN,
+    ),
+    (
+        "conflicts.txt",
+        "remove a node that is missing, another one makes it: it is told",
+        WRITTEN,
+    ),
     ("conflicts.txt", "write a node, it is removed", WRITTEN),
     ("conflicts.txt", "remove a node, it is written", WRITTEN),
     ("conflicts.txt", "remove a node, it is removed", WRITTEN),
