@@ -6,13 +6,14 @@
 //! what it asks for. Ended domains come *between* reading requests and running them: Xen raises its interrupt before a domid can be
 //! used again, so a request that speaks of the new domain is never run while the old one is still known (hostility.md R13).
 
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::fmt;
 
 use log::{error, info, warn};
 use xenstore::{
     Action, ConnId, Counter, DomId, DomainEvent, Errno, EvtchnPort, Features, GrantRef, Identity,
-    Instant, Outcome, Progress, ProtocolFault, Server, Spell, UniqueId,
+    Instant, Outcome, Progress, ProtocolFault, Server, Spell, UniqueId, wire::PAYLOAD_MAX,
 };
 
 use crate::config::Config;
@@ -34,6 +35,9 @@ const ACTIONS_A_ROUND: u32 = 32;
 /// What the store may spend in a round, in its units of cost: a small request is one.
 const COST_A_ROUND: u32 = 64;
 
+/// Ends of domains dealt with in a round, as long as they cost no more than requests may.
+const ENDS_A_ROUND: usize = 32;
+
 /// Free memory below this part of all is kept for the toolstack, for the ends of domains and for the replies that wait, in per cent: no
 /// guest's bytes are taken. It is more than all that a round can take, which is two messages for each look and what the store may spend.
 const RESERVE: u64 = 5;
@@ -44,6 +48,8 @@ pub struct Dispatcher<X: Xen> {
     server: Server,
     links: Links<X::Page>,
     domains: DomainPoll,
+    /// Domains that ended, with a ring that is still mapped.
+    ended: BTreeMap<DomId, Identity>,
     ring_scan: Sweep<DomId>,
     lazy: Lazy,
     lazy_spells: u64,
@@ -79,6 +85,7 @@ impl<X: Xen> Dispatcher<X> {
             xen,
             server,
             domains,
+            ended: BTreeMap::new(),
         };
         dispatcher.open(privileged, config.event)?;
         for domid in existing {
@@ -173,7 +180,8 @@ impl<X: Xen> Dispatcher<X> {
                 None => other(conn),
             }
         }
-        if acted || self.links.any_ready() {
+        let is_busy = self.domains.is_busy() || !self.ended.is_empty();
+        if acted || is_busy || self.links.any_ready() {
             Progress::More
         } else {
             ran
@@ -207,9 +215,14 @@ impl<X: Xen> Dispatcher<X> {
         for domid in self.ring_scan.due(now, || self.links.domids()) {
             self.links.grant(domid, Look::Scan);
         }
-        let links = &mut self.links;
+        let (links, server) = (&mut self.links, &self.server);
         self.lazy.due(now, |domid| {
-            let left = links.get_mut(domid)?.credit.take_bonus()?;
+            let link = links.get_mut(domid)?;
+            let left = link.credit.take_bonus()?;
+            server.count(link.conn, Counter::LazyLooks);
+            if left == 0 {
+                server.count(link.conn, Counter::LazyLetGo);
+            }
             links.grant(domid, Look::Bonus);
             Some(left)
         });
@@ -238,6 +251,9 @@ impl<X: Xen> Dispatcher<X> {
             self.server.reset(link.conn);
             link.ring.reset();
             link.stopped = false;
+            if let Some(untold) = link.resets.count(now) {
+                info!("domain {domid} began its connection anew{untold}");
+            }
             self.links.owe_event(domid);
             return true;
         }
@@ -277,8 +293,11 @@ impl<X: Xen> Dispatcher<X> {
         }
         if is_news {
             self.lazy_spells = self.lazy_spells.saturating_add(1);
+            self.server.count(link.conn, Counter::LazySpells);
             if let Some(untold) = link.lazy_spells.count(now) {
-                info!("domain {domid} is lazy: it sent no event for what is in its ring{untold}");
+                info!(
+                    "domain {domid} is lazy: it sent no event for what is in its ring, and gets {looks} looks until the next scan{untold}"
+                );
             }
         }
     }
@@ -295,13 +314,13 @@ impl<X: Xen> Dispatcher<X> {
                 self.server.stop(link.conn);
                 ErrorWord::RingIndex
             }
-            LinkFault::Protocol => ErrorWord::Protocol,
+            LinkFault::Protocol(_) => ErrorWord::Protocol,
         };
         if link.offers(Features::ERROR) {
             link.ring.fail(word);
         }
         if let Some(untold) = link.faults.count(now) {
-            warn!("domain {domid}: {fault}, connection stopped{untold}");
+            warn!("domain {domid}: {fault}; connection stopped{untold}");
         }
         self.links.owe_event(domid);
     }
@@ -351,7 +370,7 @@ fn transfer<P: Page>(link: &Link<P>, server: &mut Server, takes: bool) -> Result
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum LinkFault {
     Ring,
-    Protocol,
+    Protocol(ProtocolFault),
 }
 
 impl From<RingFault> for LinkFault {
@@ -361,41 +380,56 @@ impl From<RingFault> for LinkFault {
 }
 
 impl From<ProtocolFault> for LinkFault {
-    fn from(_: ProtocolFault) -> Self {
-        Self::Protocol
+    fn from(fault: ProtocolFault) -> Self {
+        Self::Protocol(fault)
     }
 }
 
 impl fmt::Display for LinkFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Ring => "impossible ring indices",
-            Self::Protocol => "request too long",
-        })
+        match self {
+            Self::Ring => write!(
+                f,
+                "impossible ring indices, more than {RING_BYTES} bytes apart"
+            ),
+            Self::Protocol(ProtocolFault::Oversize { len }) => {
+                write!(
+                    f,
+                    "request too long, {len} bytes and not {PAYLOAD_MAX} at most"
+                )
+            }
+        }
     }
 }
 
 /// Domains: their links come and go.
 impl<X: Xen> Dispatcher<X> {
-    /// Lets go of domains that ended, and tells the store of these and of those that shut down.
+    /// Tells the store of domains that ended or shut down, and lets go of those that ended. Whose ring is mapped may wait for its turn, so
+    /// that many ends at once keep nobody from being served: until then Xen gives its domid to nobody.
     fn bury(&mut self) {
-        let events = self.domains.poll(&mut self.xen, &self.server);
-        for event in &events {
-            let &DomainEvent::Dead(identity) = event else {
-                continue;
+        let links = &self.links;
+        let is_linked = |identity| links.is_linked(identity);
+        let mut at_once = self.domains.poll(&mut self.xen, &self.server, is_linked);
+        at_once.retain(|event| {
+            let DomainEvent::Dead(identity) = *event else {
+                return true;
             };
-            let domid = identity.domid;
-            info!("domain {domid} is dead");
-            if self
-                .links
-                .get_mut(domid)
-                .is_some_and(|link| link.identity == identity)
-            {
-                self.disconnect(domid);
+            let waits = is_linked(identity);
+            if !waits || self.ended.insert(identity.domid, identity).is_none() {
+                info!("domain {} is dead", identity.domid);
             }
-        }
-        if !events.is_empty() {
-            self.server.handle_domains(&events);
+            !waits
+        });
+        self.server.handle_domains(&at_once, u32::MAX, true);
+        let ended: Vec<Identity> = self.ended.values().take(ENDS_A_ROUND).copied().collect();
+        let more = self.domains.is_busy() || ended.len() < self.ended.len();
+        let events: Vec<DomainEvent> = ended.iter().copied().map(DomainEvent::Dead).collect();
+        let buried = self.server.handle_domains(&events, COST_A_ROUND, more);
+        for identity in ended.into_iter().take(buried) {
+            self.ended.remove(&identity.domid);
+            if self.links.is_linked(identity) {
+                self.disconnect(identity.domid);
+            }
         }
     }
 
@@ -412,14 +446,18 @@ impl<X: Xen> Dispatcher<X> {
                     domid,
                     port,
                 } => {
-                    let outcome = match self.connect(conn, domid, port) {
-                        Ok(identity) => Outcome::Connected(identity),
-                        Err(error) => {
+                    let connected = self.connect(conn, domid, port);
+                    let outcome = connected.map_or_else(
+                        |error| {
                             warn!("domain {domid}: cannot be introduced: {error}");
                             Outcome::Refused(Errno::EINVAL)
-                        }
-                    };
+                        },
+                        Outcome::Connected,
+                    );
                     self.server.handle_completed(ticket, outcome);
+                    if let Err(error) = connected {
+                        error.count(&mut self.server, domid);
+                    }
                 }
                 Action::Disconnect { domid } => {
                     self.disconnect(domid);
@@ -486,6 +524,7 @@ impl<X: Xen> Dispatcher<X> {
             }
             Err(error) => {
                 warn!("domain {domid}: cannot be connected: {error}");
+                error.count(&mut self.server, domid);
                 self.unmap(domid, ring);
             }
         }
@@ -591,10 +630,11 @@ impl<X: Xen> Dispatcher<X> {
     }
 
     fn unmap(&mut self, domid: DomId, ring: Ring<X::Page>) {
-        if let Err(error) = self.xen.unmap(ring.into_page())
-            && let Some(untold) = self.leaks.count(self.xen.now())
-        {
-            error!("domain {domid}: its ring cannot be unmapped ({error}){untold}");
+        if let Err(error) = self.xen.unmap(ring.into_page()) {
+            self.server.count_of(domid, Counter::UnmapFailures);
+            if let Some(untold) = self.leaks.count(self.xen.now()) {
+                error!("domain {domid}: its ring cannot be unmapped ({error}){untold}");
+            }
         }
     }
 }
@@ -635,6 +675,17 @@ enum ConnectError {
     Unknown(XenError),
     Map(XenError),
     Bind(EvtchnPort, XenError),
+}
+
+impl ConnectError {
+    /// Counts what Xen refused.
+    fn count(self, server: &mut Server, domid: DomId) {
+        match self {
+            Self::Map(_) => server.count_of(domid, Counter::MapFailures),
+            Self::Bind(..) => server.count_of(domid, Counter::BindFailures),
+            Self::Gone | Self::Unknown(_) => {}
+        }
+    }
 }
 
 impl fmt::Display for ConnectError {

@@ -3,6 +3,7 @@
 //! The hint can be lost (hostility.md R28), so that nothing depends on it but how soon a death is noticed. What is told is a state, not
 //! a change: a domain that is shut down is told of each time it is looked at, and the store, which knows of RESUME, keeps what was told.
 
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::time::Duration;
 
@@ -15,11 +16,16 @@ use crate::xen::{LocalPort, Xen, XenError};
 /// How long one slow round over all known domains takes: without any hint a death is noticed within twice this.
 pub const POLL_INTERVAL: Duration = Duration::from_secs(10);
 
+/// Domains with a ring looked at in a round after a hint.
+const LOOKS_A_ROUND: usize = 64;
+
 /// The watch over domains' lives.
 #[derive(Debug)]
 pub struct DomainPoll {
     exception: Option<LocalPort>,
     hinted: bool,
+    /// Those with a ring that are to be looked at after a hint.
+    to_look_at: BTreeMap<DomId, Identity>,
     slow: Sweep<Identity>,
     refusals: Spell,
 }
@@ -30,6 +36,7 @@ impl DomainPoll {
         Self {
             exception: bind(xen),
             hinted: false,
+            to_look_at: BTreeMap::new(),
             slow: Sweep::new(Some(POLL_INTERVAL), xen.now()),
             refusals: Spell::default(),
         }
@@ -51,24 +58,47 @@ impl DomainPoll {
         self.slow.deadline()
     }
 
+    /// Whether there is somebody to look at after a hint.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        !self.to_look_at.is_empty()
+    }
+
     /// What became of the domains that `server` knows: after a hint of those that Xen names, or of all of them if it names none; and of
     /// the slice that is due.
     ///
-    /// All at once after a hint, because a request about a new domain must not be served while an old one with its id is still known
-    /// (hostility.md R13).
-    pub fn poll<X: Xen>(&mut self, xen: &mut X, server: &Server) -> Vec<DomainEvent> {
+    /// After a hint those are looked at at once of whom nothing `is_mapped`, because a request about a new domain must not be served while
+    /// an old one with its id is still known (hostility.md R13). The others are looked at some in each round: as long as a page of a
+    /// domain is mapped, Xen gives its id to nobody else.
+    pub fn poll<X: Xen>(
+        &mut self,
+        xen: &mut X,
+        server: &Server,
+        is_mapped: impl Fn(Identity) -> bool,
+    ) -> Vec<DomainEvent> {
         let now = xen.now();
         let mut events = Vec::new();
         if core::mem::take(&mut self.hinted) {
-            match all_changed(xen) {
-                Ok(domids) => {
-                    let known = domids
-                        .into_iter()
-                        .filter_map(|domid| server.known_domain(domid));
-                    self.look_at_all(xen, known, &mut events);
-                }
-                Err(_) => self.look_at_all(xen, server.known_domains(), &mut events),
-            }
+            let known: Vec<Identity> = match all_changed(xen) {
+                Ok(domids) => domids
+                    .into_iter()
+                    .filter_map(|domid| server.known_domain(domid))
+                    .collect(),
+                Err(_) => server.known_domains().collect(),
+            };
+            let (mapped, others): (Vec<_>, Vec<_>) =
+                known.into_iter().partition(|identity| is_mapped(*identity));
+            let mapped = mapped
+                .into_iter()
+                .map(|identity| (identity.domid, identity));
+            self.to_look_at.extend(mapped);
+            self.look_at_all(xen, others.into_iter(), &mut events);
+        }
+        for _ in 0..LOOKS_A_ROUND {
+            let Some((_, identity)) = self.to_look_at.pop_first() else {
+                break;
+            };
+            events.extend(self.look_at(xen, identity));
         }
         let told = events.len();
         let slice = self.slow.due(now, || server.known_domains());

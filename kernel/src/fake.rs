@@ -53,6 +53,8 @@ struct World {
     interludes: BTreeMap<u64, Box<dyn FnOnce()>>,
     /// Per cent of the memory that are taken.
     memory_taken: u8,
+    /// Says what is left, in place of that.
+    measure: Option<fn() -> MemoryLeft>,
 }
 
 struct Domain {
@@ -239,6 +241,11 @@ impl FakeXen {
     /// Lets `percent` of the memory be taken.
     pub fn take_memory(&self, percent: u8) {
         self.0.borrow_mut().memory_taken = percent;
+    }
+
+    /// Lets `measure` say how much memory is left.
+    pub fn measure_memory(&self, measure: fn() -> MemoryLeft) {
+        self.0.borrow_mut().measure = Some(measure);
     }
 
     /// How often pending ports were collected: twice in each round of the dispatcher.
@@ -574,10 +581,12 @@ impl World {
 
 impl Memory for FakeXen {
     fn memory(&mut self) -> MemoryLeft {
-        MemoryLeft {
-            free: u64::from(100_u8.saturating_sub(self.0.borrow().memory_taken)),
+        let world = self.0.borrow();
+        let percent = || MemoryLeft {
+            free: u64::from(100_u8.saturating_sub(world.memory_taken)),
             total: 100,
-        }
+        };
+        world.measure.map_or_else(percent, |measure| measure())
     }
 }
 

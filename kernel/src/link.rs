@@ -26,6 +26,8 @@ pub struct Link<P> {
     pub stopped: bool,
     /// Faults, for the log.
     pub faults: Spell,
+    /// Fresh starts, for the log.
+    pub resets: Spell,
     /// A look that nobody asked for found something to do, since the last scan.
     untold_work: bool,
     /// It was so at the last scan.
@@ -57,6 +59,7 @@ impl<P: Page> Link<P> {
             features,
             stopped: false,
             faults: Spell::default(),
+            resets: Spell::default(),
             untold_work: false,
             lazy: false,
             unasked: false,
@@ -158,6 +161,13 @@ impl<P: Page> Links<P> {
         self.unasked.retain(|unasked| *unasked != domid);
         self.owed.retain(|owed| *owed != domid);
         Some(link)
+    }
+
+    /// Whether the ring of this very domain is connected.
+    #[must_use]
+    pub fn is_linked(&self, identity: Identity) -> bool {
+        let link = self.by_domid.get(&identity.domid);
+        link.is_some_and(|link| link.identity == identity)
     }
 
     /// The link of a domain.

@@ -31,9 +31,15 @@ pub enum Counter {
     ProtocolFaults,
     RingFaults,
     LazySpells,
+    LazyLooks,
+    LazyLetGo,
+    Reintroductions,
+    MapFailures,
+    BindFailures,
+    UnmapFailures,
 }
 
-const COUNT: usize = 12;
+const COUNT: usize = 18;
 /// One more than there are types: the last place is for all others.
 const REQUESTS: usize = Kind::ALL.len() + 1;
 const ERRORS: usize = Errno::ALL.len();
@@ -128,6 +134,42 @@ const TABLE: [Row; COUNT] = [
         "lazy-spells",
         true,
         "times when its ring had work of which it had sent no event",
+    ),
+    row(
+        Counter::LazyLooks,
+        "lazy-looks",
+        false,
+        "looks at its ring that it was given for that",
+    ),
+    row(
+        Counter::LazyLetGo,
+        "lazy-let-go",
+        false,
+        "times when those were used up; from then on only the scan of all rings finds what it sends no event for",
+    ),
+    row(
+        Counter::Reintroductions,
+        "reintroductions",
+        false,
+        "connections that the toolstack made in place of another",
+    ),
+    row(
+        Counter::MapFailures,
+        "map-failures",
+        true,
+        "introductions that failed because Xen would not map its ring: the grant is not there, or was taken back",
+    ),
+    row(
+        Counter::BindFailures,
+        "bind-failures",
+        true,
+        "introductions that failed because its event channel could not be bound",
+    ),
+    row(
+        Counter::UnmapFailures,
+        "unmap-failures",
+        true,
+        "rings that Xen would not take back when they were not needed any more",
     ),
 ];
 

@@ -10,7 +10,7 @@ use slotmap::{DefaultKey, SlotMap};
 
 use crate::acl::{Incarnation, Subject};
 use crate::conflict::Credits;
-use crate::counters::Counters;
+use crate::counters::{Counter, Counters};
 use crate::features::Features;
 use crate::ids::{ConnId, DomId, Identity, UniqueId};
 use crate::path::Path;
@@ -167,6 +167,14 @@ impl Domains {
         match self.lives.get_mut(incarnation.life) {
             Some(domain) => Rc::clone(domain.counters.get_or_insert_with(made)),
             None => made(),
+        }
+    }
+
+    /// Counts what happened to the present domain with this id; if there is none, among what happened to those that ended.
+    pub(crate) fn count(&mut self, domid: DomId, counter: Counter) {
+        match self.get(domid).map(|domain| domain.incarnation) {
+            Some(incarnation) => self.counters(incarnation).count(counter),
+            None => self.past.count(counter),
         }
     }
 

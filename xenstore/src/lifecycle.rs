@@ -4,9 +4,11 @@ use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::mem;
 
 use crate::acl::Incarnation;
 use crate::answer::Answer;
+use crate::counters::Counter;
 use crate::database::{Need, Refusal};
 use crate::domain::Domain;
 use crate::effects::Effects;
@@ -76,18 +78,32 @@ impl<S: Storage> Server<S> {
         }
     }
 
-    /// One look at what became of domains: the plain release event is sent at most once for all of them (protocol.md section 7.3).
-    pub fn handle_domains(&mut self, events: &[DomainEvent]) {
-        let mut released = false;
+    /// Looks at what became of domains, in this order, until that has cost `budget` in the units of [`Server::run`]; answers how many it
+    /// dealt with, one at least. The plain release event is sent at most once for all of them, and for those that were dealt with while
+    /// there were `more` to come (protocol.md section 7.3).
+    pub fn handle_domains(&mut self, events: &[DomainEvent], budget: u32, more: bool) -> usize {
+        let sent_before = self.events;
+        self.work = 0;
+        let mut dealt_with = 0_usize;
         for event in events {
-            released |= match *event {
+            self.is_release_untold |= match *event {
                 DomainEvent::Shutdown(identity) => self.shut_down(identity),
                 DomainEvent::Dead(identity) => self.is_known(identity) && self.bury(identity.domid),
             };
+            dealt_with = dealt_with.saturating_add(1);
+            self.work = self.work.saturating_add(1);
+            let sent = self.events.wrapping_sub(sent_before);
+            if self.work.saturating_add(sent) >= budget.into() {
+                break;
+            }
         }
-        if released {
+        let is_last = !more && dealt_with == events.len();
+        if is_last && mem::take(&mut self.is_release_untold) {
             self.tell_special_plainly(RELEASE_DOMAIN);
         }
+        let sent = self.events.wrapping_sub(sent_before);
+        self.spent = self.spent.saturating_add(self.work).saturating_add(sent);
+        dealt_with
     }
 
     /// Gives a domain its connection: a first one, which is told of, or a new one in place of the old.
@@ -101,6 +117,9 @@ impl<S: Storage> Server<S> {
             self.close(old);
         }
         self.open(conn, incarnation);
+        if old.is_some() {
+            self.count(conn, Counter::Reintroductions);
+        }
         if old.is_none() && !self.domains.is_privileged(identity.domid) {
             self.tell_special(INTRODUCE_DOMAIN, identity.domid);
             self.tell_special_plainly(INTRODUCE_DOMAIN);
@@ -155,6 +174,7 @@ impl<S: Storage> Server<S> {
             .get_mut(domid)
             .and_then(|domain| domain.connection.take());
         if let Some(conn) = connection {
+            self.work = self.work.saturating_add(self.closing_cost(conn));
             self.close(conn);
         }
         self.remove_estates(domid);

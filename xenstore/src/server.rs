@@ -103,7 +103,7 @@ pub enum Outcome {
 pub enum DomainEvent {
     /// It has shut down, and still exists. Told again it is no news.
     Shutdown(Identity),
-    /// It is no more; the host has given its ring and port back.
+    /// It is no more; the host gives its ring and port back before it sends anything else.
     Dead(Identity),
 }
 
@@ -140,7 +140,7 @@ pub struct Server<S: Storage = Tree> {
     pub(crate) turns: Turns,
     /// What the present request made the store do besides, in units of cost.
     pub(crate) work: u64,
-    /// What all requests have cost so far.
+    /// What all requests and ends of domains have cost so far.
     pub(crate) spent: u64,
     pub(crate) counter_nodes: CounterNodes,
     /// What guests changed while transactions are open.
@@ -154,6 +154,8 @@ pub struct Server<S: Storage = Tree> {
     pub(crate) peaks: Peaks,
     /// Each request and reply gets a line in the log.
     pub(crate) traces: bool,
+    /// Domains ended or shut down, and more are to come before the plain release event.
+    pub(crate) is_release_untold: bool,
     /// Counts the events that were queued.
     pub(crate) events: u64,
     pub(crate) asked: u64,
@@ -185,7 +187,7 @@ impl<S: Storage> Server<S> {
             .bits()
     }
 
-    /// What all requests have cost so far, in the units of [`Server::run`].
+    /// What all requests and ends of domains have cost so far, in the units of [`Server::run`].
     #[must_use]
     pub fn spent(&self) -> u64 {
         self.spent
@@ -254,6 +256,7 @@ impl<S: Storage> Server<S> {
             supply: Supply::default(),
             peaks: Peaks::default(),
             traces: false,
+            is_release_untold: false,
             events: 0,
             asked: 0,
         }
@@ -311,6 +314,11 @@ impl<S: Storage> Server<S> {
         if let Some(connection) = self.connections.get(conn) {
             connection.counters.count(counter);
         }
+    }
+
+    /// Counts what the host found out about a domain, connected or not.
+    pub fn count_of(&mut self, domid: DomId, counter: Counter) {
+        self.domains.count(domid, counter);
     }
 
     /// Stops a connection after a fault: watches, transactions and buffers go, the domain stays introduced (hostility.md R15).

@@ -122,6 +122,14 @@ impl<S: Storage> Server<S> {
         self.announce(conn);
     }
 
+    /// What it costs to drop a connection, in the units of a request's cost: 1 for 4 watches or events.
+    pub(crate) fn closing_cost(&self, conn: ConnId) -> u64 {
+        self.connections.get(conn).map_or(0, |connection| {
+            let events = u64::try_from(connection.output.events()).unwrap_or(u64::MAX);
+            connection.watches.saturating_add(events) / 4
+        })
+    }
+
     /// Drops a connection for good.
     pub(crate) fn close(&mut self, conn: ConnId) {
         self.clear(conn);

@@ -509,6 +509,46 @@ const IN_XEN: &[Difference] = &[
         LATER_TYPES,
     ),
     (
+        "counters.txt",
+        "refusals are counted by quota: nodes",
+        LATER_TYPES,
+    ),
+    (
+        "counters.txt",
+        "refusals are counted by quota: nodes, at the end of a transaction",
+        LATER_TYPES,
+    ),
+    (
+        "counters.txt",
+        "refusals are counted by quota: watches",
+        LATER_TYPES,
+    ),
+    (
+        "counters.txt",
+        "refusals are counted by quota: transactions",
+        LATER_TYPES,
+    ),
+    (
+        "counters.txt",
+        "refusals are counted by quota: nodes of a transaction",
+        LATER_TYPES,
+    ),
+    (
+        "counters.txt",
+        "refusals are counted by quota: permissions, length of paths, size of nodes",
+        LATER_TYPES,
+    ),
+    (
+        "counters.txt",
+        "refusals are counted by quota: memory",
+        LATER_TYPES,
+    ),
+    (
+        "counters.txt",
+        "the quota memory in a transaction",
+        LATER_TYPES,
+    ),
+    (
         "permissions.txt",
         "special names have permissions",
         SPECIAL_PERMISSIONS,
@@ -531,6 +571,17 @@ const IN_XEN: &[Difference] = &[
         ONE_STRING,
     ),
     ("framing.txt", "a payload without a NUL", ONE_STRING),
+    (
+        "counters.txt",
+        "requests and errors are counted by type and name",
+        COMMANDS,
+    ),
+    (
+        "counters.txt",
+        "a request of a type that there is not",
+        COMMANDS,
+    ),
+    ("counters.txt", "conflicts are counted", COMMANDS),
     ("control.txt", "what a domain has", LAYOUT),
     (
         "control.txt",

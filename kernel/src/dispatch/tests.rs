@@ -4,6 +4,7 @@ mod early;
 mod fairness;
 mod host;
 mod lazy;
+mod memory;
 mod releases;
 mod scale;
 
@@ -12,7 +13,7 @@ use core::time::Duration;
 use proptest::prelude::*;
 use xenstore::wire::Kind;
 
-use self::host::{DOM0, Guest, machine, start, start_on};
+use self::host::{DOM0, Guest, machine, start, start_on, start_with_own_heap};
 use super::*;
 use crate::domains::POLL_INTERVAL;
 use crate::fake::{Call, Release};

@@ -284,7 +284,8 @@ impl crate::xen::Memory for Machine {
     }
 }
 
-fn memory_left() -> MemoryLeft {
+/// What is left in the heap.
+pub(super) fn memory_left() -> MemoryLeft {
     let heap = heap::heap_usage();
     let bytes = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
     MemoryLeft {

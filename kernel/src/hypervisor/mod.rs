@@ -30,6 +30,8 @@ mod memory;
 #[cfg(test)]
 mod memory_functions;
 mod memory_map;
+#[cfg(test)]
+pub(crate) mod own_heap;
 mod page;
 mod paging;
 pub mod ranges;

@@ -88,7 +88,7 @@ impl<S: Storage> Machine<S> {
             self.links.remove(domid);
             events.extend(self.vanish(*domid).map(DomainEvent::Dead));
         }
-        self.server.handle_domains(&events);
+        self.server.handle_domains(&events, u32::MAX, false);
     }
 
     pub(crate) fn shut_down(&mut self, domids: &[u16]) {
@@ -97,7 +97,7 @@ impl<S: Storage> Machine<S> {
         let events: Vec<DomainEvent> = identities
             .map(|domain| DomainEvent::Shutdown(domain.identity))
             .collect();
-        self.server.handle_domains(&events);
+        self.server.handle_domains(&events, u32::MAX, false);
     }
 
     /// The guest wants a new connection: nothing of the old one is left in its ring.

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 
 use super::host::Host;
+use super::releases::start_with;
 use super::*;
 
 const ROUND: Duration = Duration::from_nanos(2000);
@@ -189,17 +190,72 @@ fn simulate(floods: &[Flood]) -> [(Duration, Duration, usize); 2] {
 }
 
 fn pass_round(host: &Host, last: bool) {
-    let before = host.xen.notifications();
+    let before = hypercalls(host);
+    let mapped = host.xen.mapped();
     let (looks, cost) = host.round(last);
-    let events = host.xen.notifications() - before;
+    // Who comes or goes has a page and a port.
+    let lives = 2 * host.xen.mapped().abs_diff(mapped) as u64;
+    let calls = hypercalls(host) - before + lives;
     let times = |count: u64, each: Duration| each * u32::try_from(count).unwrap();
     host.xen
-        .advance(ROUND + times(looks, LOOK) + times(cost, COST) + times(events, HYPERCALL));
+        .advance(ROUND + times(looks, LOOK) + times(cost, COST) + times(calls, HYPERCALL));
+}
+
+/// Events sent and questions asked so far.
+fn hypercalls(host: &Host) -> u64 {
+    host.xen.notifications() + host.xen.questions()
+}
+
+/// What the toolstack and a guest see when a thousand domains end at once, every twentieth of them with as many nodes as it may have.
+fn simulate_deaths(release: Release) -> [(Duration, Duration, usize); 2] {
+    let (host, mut dom0) = start_with(release);
+    dom0.watch("@releaseDomain", "gone");
+    let ids = 100..1100;
+    for id in ids.clone() {
+        let mut guest = dom0.build(id);
+        guest.watch("key", "mine");
+        let depth = if id % 20 == 0 { 990 } else { 20 };
+        let path = ["d"].repeat(depth).join("/");
+        guest.ask_strings(Kind::Mkdir, &[&path]).unwrap();
+    }
+    let now = host.xen.time();
+    let mut guest = Asker::new(dom0.build(9), now);
+    let mut toolstack = Asker::new(dom0, now);
+    let (deaths, end) = (now.after(SIMULATED / 8), now.after(SIMULATED));
+    let mut rounds = 0_u32;
+    while host.xen.time() < end {
+        if host.xen.time() >= deaths && rounds > 0 {
+            ids.clone().for_each(|id| host.xen.destroy(DomId::new(id)));
+        }
+        rounds += 1;
+        pass_round(&host, rounds.is_multiple_of(ROUNDS_A_TURN));
+        let now = host.xen.time();
+        guest.work(now);
+        toolstack.work(now);
+    }
+    assert_eq!(
+        (host.xen.mapped(), host.xen.bound()),
+        (2, 2),
+        "not all are gone"
+    );
+    [guest.verdict(), toolstack.verdict()]
+}
+
+/// T-DOM-27.
+#[test]
+fn a_thousand_deaths_at_once() {
+    for release in [Release::Xen4_17, Release::Xen4_22] {
+        is_short(&format!("{release:?}"), simulate_deaths(release));
+    }
 }
 
 fn is_fair(floods: &[Flood]) {
-    for (who, (p99, longest, answers)) in ["guest", "toolstack"].iter().zip(simulate(floods)) {
-        println!("{floods:?}: {who}: p99 {p99:?}, longest {longest:?}, {answers} answers");
+    is_short(&format!("{floods:?}"), simulate(floods));
+}
+
+fn is_short(beside: &str, verdicts: [(Duration, Duration, usize); 2]) {
+    for (who, (p99, longest, answers)) in ["guest", "toolstack"].iter().zip(verdicts) {
+        println!("{beside}: {who}: p99 {p99:?}, longest {longest:?}, {answers} answers");
         assert!(p99 < Duration::from_millis(1), "{who}: p99 {p99:?}");
         assert!(longest < Duration::from_millis(10), "{who}: {longest:?}");
     }

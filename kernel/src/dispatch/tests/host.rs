@@ -8,6 +8,7 @@ use xenstore::{ReqId, Settings};
 
 use super::*;
 use crate::fake::{FakePage, FakeXen};
+use crate::hypervisor::own_heap::OwnHeap;
 
 pub(super) const DOM0: DomId = DomId::new(0);
 const STORE: DomId = DomId::new(1);
@@ -17,6 +18,8 @@ const STORE: DomId = DomId::new(1);
 pub(super) struct Host {
     pub(super) xen: FakeXen,
     dispatcher: Rc<RefCell<Dispatcher<FakeXen>>>,
+    /// What the dispatcher allocates comes from here, if it is not Linux's memory.
+    heap: Option<Rc<OwnHeap>>,
 }
 
 /// A domain's own end of its ring and port.
@@ -48,13 +51,35 @@ pub(super) fn machine() -> (FakeXen, EvtchnPort) {
 }
 
 pub(super) fn start_on(xen: &FakeXen, options: &str) -> Result<Host, StartError> {
-    let config = Config::parse(format!("--event 1 {options}").as_bytes()).unwrap();
-    let server = Server::new(Settings::new(DOM0, STORE));
-    let dispatcher = Dispatcher::start(xen.clone(), server, DOM0, &config)?;
+    let dispatcher = start_dispatcher(xen, options)?;
     Ok(Host {
         xen: xen.clone(),
         dispatcher: Rc::new(RefCell::new(dispatcher)),
+        heap: None,
     })
+}
+
+fn start_dispatcher(xen: &FakeXen, options: &str) -> Result<Dispatcher<FakeXen>, StartError> {
+    let config = Config::parse(format!("--event 1 {options}").as_bytes()).unwrap();
+    let server = Server::new(Settings::new(DOM0, STORE));
+    Dispatcher::start(xen.clone(), server, DOM0, &config)
+}
+
+/// A host that serves domain 0 from the image's own heap.
+pub(super) fn start_with_own_heap() -> (Host, Guest) {
+    let heap = OwnHeap::take();
+    let (xen, port) = machine();
+    xen.measure_memory(OwnHeap::left);
+    let dispatcher = heap.run(|| start_dispatcher(&xen, "")).unwrap();
+    let host = Host {
+        xen,
+        dispatcher: Rc::new(RefCell::new(dispatcher)),
+        heap: Some(Rc::new(heap)),
+    };
+    host.settle();
+    let dom0 = Guest::new(&host, DOM0, port);
+    dom0.take_signals();
+    (host, dom0)
 }
 
 /// A host that serves domain 0.
@@ -69,7 +94,16 @@ pub(super) fn start() -> (Host, Guest) {
 
 impl Host {
     pub(super) fn turn(&self) -> Progress {
-        self.dispatcher.borrow_mut().turn()
+        let mut dispatcher = self.dispatcher.borrow_mut();
+        match &self.heap {
+            Some(heap) => heap.run(|| dispatcher.turn()),
+            None => dispatcher.turn(),
+        }
+    }
+
+    /// How often the image's own heap had no memory for what was asked.
+    pub(super) fn refused_memory(&self) -> usize {
+        self.heap.as_ref().map_or(0, |heap| heap.refused())
     }
 
     /// How often rings were looked at, and what the store spent.

@@ -3,7 +3,7 @@
 use super::*;
 use crate::fake::FakeXen;
 
-fn start_with(release: Release) -> (host::Host, Guest) {
+pub(super) fn start_with(release: Release) -> (host::Host, Guest) {
     let xen = FakeXen::with_release(release);
     xen.create(DOM0);
     let port = xen.allocate_port(DOM0);
