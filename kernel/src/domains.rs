@@ -9,6 +9,7 @@ use core::time::Duration;
 use log::{error, warn};
 use xenstore::{DomId, DomainEvent, Identity, Instant, Server, Spell};
 
+use crate::bugs;
 use crate::sweep::Sweep;
 use crate::xen::{LocalPort, Xen, XenError};
 
@@ -76,7 +77,7 @@ impl DomainPoll {
         let slowly = events.get(told..).unwrap_or_default();
         if slowly
             .iter()
-            .any(|event| matches!(event, DomainEvent::Dead(_)))
+            .any(|event| matches!(event, DomainEvent::Dead(_)) && !bugs::XSA_496)
         {
             self.rebind(xen);
         }
@@ -107,6 +108,7 @@ impl DomainPoll {
                 info.shutdown.then_some(DomainEvent::Shutdown(known))
             }
             Ok(_) => Some(DomainEvent::Dead(known)),
+            Err(_) if bugs::XSA_492 => Some(DomainEvent::Dead(known)),
             Err(error) => {
                 if let Some(untold) = self.refusals.count(xen.now()) {
                     let domid = known.domid;

@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 use core::iter;
 
 use crate::acl::{Acl, Incarnation};
+use crate::bugs;
 use crate::ids::Generation;
 use crate::path::{Path, PathRef};
 use crate::storage::{Branch, Leaf, Seed, Storage, Tree, Value};
@@ -152,8 +153,12 @@ impl<S: Storage> Effects<S> {
         }
         let is_seen =
             |change: &Change<S>| change.old.is_some() || after.get(change.path.as_ref()).is_some();
+        let told = settled.len();
         self.changes
             .extend(settled.into_iter().flatten().filter(is_seen));
+        if bugs::XSA_421 && self.changes.len() < told {
+            self.charges.clear();
+        }
     }
 
     fn charge(&mut self, owner: Incarnation, nodes: i64, bytes: i64) {

@@ -598,6 +598,24 @@ fn the_table_of_advisories_names_every_advisory_and_the_tests_that_there_are() {
     assert_eq!(named, there);
 }
 
+#[test]
+fn the_table_of_advisories_marks_the_bugs_that_can_be_brought_back() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap();
+    let lists = read("xenstore/src/bugs.rs") + &read("kernel/src/bugs.rs");
+    let bugs = lists.split("const XSA_").skip(1);
+    let bugs = bugs.filter_map(|rest| rest.split(':').next());
+    let document = read("docs/advisories.md");
+    let cells = document.lines().filter_map(|line| line.split(" | ").next());
+    let mut marked: BTreeSet<&str> = cells.filter(|cell| cell.ends_with("*B*")).collect();
+    for bug in bugs {
+        let word = |cell: &&&str| cell.split([' ', ',']).any(|word| word == bug);
+        let cell = marked.iter().find(word).copied();
+        assert!(cell.is_some_and(|cell| marked.remove(cell)), "{bug}");
+    }
+    assert!(marked.is_empty(), "{marked:?}");
+}
+
 /// The texts of all Rust files in a folder.
 fn sources(folder: &Path) -> Vec<String> {
     let mut texts = Vec::new();
