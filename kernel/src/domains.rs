@@ -10,6 +10,7 @@ use core::time::Duration;
 use log::{error, warn};
 use xenstore::{DomId, DomainEvent, Identity, Instant, Server, Spell};
 
+use crate::bugs;
 use crate::sweep::Sweep;
 use crate::xen::{LocalPort, Xen, XenError};
 
@@ -106,7 +107,7 @@ impl DomainPoll {
         let slowly = events.get(told..).unwrap_or_default();
         if slowly
             .iter()
-            .any(|event| matches!(event, DomainEvent::Dead(_)))
+            .any(|event| matches!(event, DomainEvent::Dead(_)) && !bugs::XSA_496)
         {
             self.rebind(xen);
         }
@@ -137,6 +138,7 @@ impl DomainPoll {
                 info.shutdown.then_some(DomainEvent::Shutdown(known))
             }
             Ok(_) => Some(DomainEvent::Dead(known)),
+            Err(_) if bugs::XSA_492 => Some(DomainEvent::Dead(known)),
             Err(error) => {
                 if let Some(untold) = self.refusals.count(xen.now()) {
                     let domid = known.domid;

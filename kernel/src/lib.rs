@@ -17,6 +17,7 @@
 extern crate alloc;
 
 pub mod boot_info;
+mod bugs;
 pub mod config;
 pub mod credit;
 pub mod dispatch;

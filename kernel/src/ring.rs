@@ -8,6 +8,7 @@ use core::sync::atomic::{Ordering, fence};
 
 use xenstore::EvtchnPort;
 
+use crate::bugs;
 use crate::xen::Page;
 
 /// Bytes each way (`XENSTORE_RING_SIZE`, xs_wire.h); a power of two.
@@ -118,8 +119,19 @@ impl<P: Page> Ring<P> {
         let prod = self.page.load(direction.prod);
         // The bytes are not touched before the indices that promise them.
         fence(Ordering::Acquire);
-        let used = u16::try_from(prod.wrapping_sub(cons)).map_err(|_| RingFault)?;
+        let distance = prod.wrapping_sub(cons);
+        let distance = if bugs::XSA_38 {
+            distance & MASK
+        } else {
+            distance
+        };
+        let used = u16::try_from(distance).map_err(|_| RingFault)?;
         let free = SIZE.checked_sub(used).ok_or(RingFault)?;
+        let prod = if bugs::XSA_155 {
+            self.page.load(direction.prod)
+        } else {
+            prod
+        };
         Ok(Snapshot {
             cons,
             prod,

@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 
 use slotmap::DefaultKey;
 
+use crate::bugs;
 use crate::ids::DomId;
 use crate::wire::{Errno, decimal};
 
@@ -160,9 +161,10 @@ impl Acl {
         self.listed
             .iter()
             .find(|entry| match entry.holder {
+                Holder::Domain(holder) if bugs::XSA_322 => holder.domid == domain.domid,
                 Holder::Domain(holder) => holder == domain,
                 Holder::Any => true,
-                Holder::Nobody(_) => false,
+                Holder::Nobody(domid) => bugs::XSA_417 && domid == domain.domid,
             })
             .map_or(self.others, |entry| entry.letter)
             .allows(right)

@@ -12,6 +12,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use crate::acl::Incarnation;
+use crate::bugs;
 use crate::counters::Counter;
 use crate::domain::Domain;
 use crate::effects::{Change, Effects};
@@ -213,6 +214,9 @@ impl<S: Storage> Server<S> {
         let Some(conflict) = connection.transactions.take_conflict() else {
             return;
         };
+        if bugs::XSA_206 {
+            return;
+        }
         for domain in self.history.to_blame(&conflict, victim) {
             if let Some(counters) = self.domains.alive(domain).and_then(Domain::counters) {
                 counters.count(Counter::ConflictsCaused);

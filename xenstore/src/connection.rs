@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 use slotmap::{DefaultKey, SlotMap};
 
 use crate::acl::Incarnation;
+use crate::bugs;
 use crate::conflict::Hold;
 use crate::counters::Counters;
 use crate::ids::{ConnId, DomId, Ticket, TxId};
@@ -221,7 +222,7 @@ impl Input {
             let Some(header) = self.header(bytes, &mut taken) else {
                 return Ok(taken);
             };
-            if header.len > PAYLOAD_MAX {
+            if is_too_long(header.len) {
                 return Err(ProtocolFault::Oversize { len: header.len });
             }
             let missing = usize::try_from(header.len).unwrap_or(usize::MAX);
@@ -272,6 +273,10 @@ impl Input {
     pub(crate) fn put_back(&mut self, request: Request) {
         self.request = Some((request, 0));
     }
+}
+
+fn is_too_long(len: u32) -> bool {
+    len > PAYLOAD_MAX && !(bugs::XSA_420 && len.cast_signed().is_negative())
 }
 
 /// Memory of payloads that were dealt with, for the next ones.

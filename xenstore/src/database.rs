@@ -8,6 +8,7 @@ use core::iter;
 
 use crate::acl::{self, Acl, Entry, Holder, Incarnation, Letter, Right, Subject};
 use crate::answer::Answer;
+use crate::bugs;
 use crate::counters::Counters;
 use crate::domain::{Domain, Domains};
 use crate::effects::{Editor, Effects, footprint};
@@ -143,7 +144,7 @@ impl<S: Storage> Work<'_, '_, S> {
     fn directory(&mut self, payload: &[u8]) -> Result<Answer, Refusal> {
         let path = self.node_path(one_path(payload)?)?;
         let node = self.allowed(path.as_ref(), Right::Read)?;
-        if !fits(node.children().list_size()) {
+        if !fits(node.children().list_size()) && !bugs::XSA_72 {
             return Err(Errno::E2BIG.into());
         }
         Ok(Answer::names(node.children()))
@@ -240,7 +241,7 @@ impl<S: Storage> Work<'_, '_, S> {
     /// Makes of a request's entries a list that means domains, not domids (hostility.md R13).
     fn resolve(&self, entries: &[(Letter, DomId)], present: Incarnation) -> Result<Acl, Refusal> {
         let ((others, owner), listed) = entries.split_first().ok_or(Errno::EINVAL)?;
-        if !self.subject().privileged && *owner != present.domid {
+        if !self.subject().privileged && *owner != present.domid && !bugs::XSA_352 {
             return Err(Errno::EPERM.into());
         }
         let Holder::Domain(owner) = self.holder(*owner)? else {
@@ -329,10 +330,8 @@ impl<S: Storage> Work<'_, '_, S> {
             .usage
             .nodes
             .saturating_add_signed(pending.nodes);
-        if !self
-            .setting
-            .admits(Quota::Nodes, owned.saturating_add(added))
-        {
+        let owned = owned.saturating_add(added);
+        if !self.setting.admits(Quota::Nodes, owned) && !bugs::XSA_272 {
             return Err(Errno::ENOSPC);
         }
         let mut list = nearest.children().list_size();
@@ -384,7 +383,7 @@ impl<S: Storage> Work<'_, '_, S> {
         right: Right,
     ) -> Result<(&Node<S::Child>, Components<'p>), Refusal> {
         let (nearest, missing) = self.nodes.nearest(path);
-        if nearest.acl.allows(&self.setting.subject, right) {
+        if nearest.acl.allows(&self.setting.subject, right) || bugs::XSA_353 && path.is_root() {
             Ok((nearest, missing))
         } else {
             Err(Errno::EACCES.into())

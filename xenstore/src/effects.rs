@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 use core::iter;
 
 use crate::acl::{Acl, Incarnation};
+use crate::bugs;
 use crate::ids::Generation;
 use crate::path::{Path, PathRef};
 use crate::storage::{Branch, Leaf, Seed, Storage, Tree, Value};
@@ -146,6 +147,9 @@ impl<S: Storage> Effects<S> {
         watches: Option<&Watches>,
     ) {
         for (path, Mark { removed, made }) in touched.marked() {
+            if bugs::XSA_421 && before.branch(path).is_none() && after.get(path).is_none() {
+                self.charges.clear();
+            }
             if watches.is_some_and(|watches| !watches.concern(path, removed)) {
                 continue;
             }

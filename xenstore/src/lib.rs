@@ -23,6 +23,7 @@ extern crate alloc;
 
 mod acl;
 mod answer;
+mod bugs;
 mod conflict;
 mod connection;
 mod control;

@@ -8,6 +8,7 @@ use core::mem;
 
 use crate::acl::Incarnation;
 use crate::answer::Answer;
+use crate::bugs;
 use crate::counters::Counter;
 use crate::database::{Need, Refusal};
 use crate::domain::Domain;
@@ -165,7 +166,7 @@ impl<S: Storage> Server<S> {
     }
 
     /// Ends a domain in the order of hostility.md R14; whether it had been introduced, so that its release was told.
-    fn bury(&mut self, domid: DomId) -> bool {
+    pub(crate) fn bury(&mut self, domid: DomId) -> bool {
         if self.domains.is_privileged(domid) {
             return false;
         }
@@ -196,7 +197,8 @@ impl<S: Storage> Server<S> {
                 let mut effects = Effects::default();
                 let path = path.as_ref();
                 let owner = self.domains.privileged();
-                let root = self.store.nodes.get(path).filter(|_| path.is_root());
+                let stays = path.is_root() || bugs::XSA_419;
+                let root = self.store.nodes.get(path).filter(|_| stays);
                 let root = root.map(|node| Rc::new(node.acl.owned_by(owner)));
                 let mut edit = self.store.edit(&mut effects, &self.watches);
                 match root {

@@ -6,6 +6,7 @@ use alloc::rc::Rc;
 use alloc::string::String;
 use core::fmt;
 
+use crate::bugs;
 use crate::ids::DomId;
 use crate::storage::listed_size;
 use crate::wire::{Errno, decimal};
@@ -43,7 +44,8 @@ impl<'a> NamedPath<'a> {
         } else {
             Cow::Borrowed(text)
         };
-        if path.len() > ABSOLUTE_MAX || exceeds(&path, limit) {
+        let judged = if bugs::XSA_323 { text } else { &path };
+        if path.len() > ABSOLUTE_MAX || exceeds(judged, limit) {
             return Err(Errno::EINVAL);
         }
         Ok(Self(path))
@@ -241,7 +243,7 @@ fn is_well_formed(written: &[u8]) -> bool {
         faults |= (class & FORBIDDEN) | (class & last);
         last = class;
     }
-    faults == 0 && !written.is_empty() && (last != SLASH || written.len() == 1)
+    faults == 0 && !written.is_empty() && (last != SLASH || written.len() == 1 || bugs::XSA_481)
 }
 
 /// A class of bytes: none that a path may have.
@@ -280,7 +282,11 @@ fn counted(path: &str) -> &str {
     };
     let is_home = (1..=HOME_DIGITS_MAX).contains(&domid.len())
         && domid.bytes().all(|byte| byte.is_ascii_digit());
-    if is_home { below } else { path }
+    if is_home && !bugs::XSA_323 {
+        below
+    } else {
+        path
+    }
 }
 
 #[cfg(test)]

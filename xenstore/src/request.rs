@@ -4,6 +4,7 @@ use alloc::format;
 use core::mem;
 
 use crate::answer::Answer;
+use crate::bugs;
 use crate::connection::Request;
 use crate::database::{Refusal, Setting, Work, is_database};
 use crate::effects::Effects;
@@ -242,7 +243,9 @@ impl<S: Storage> Server<S> {
     fn reset_watches(&mut self, conn: ConnId) -> Answer {
         self.watches.remove_all(conn);
         if let Some(connection) = self.connections.get_mut(conn) {
-            connection.transactions.clear();
+            if !bugs::XSA_484 {
+                connection.transactions.clear();
+            }
             connection.lost.clear();
             (connection.watches, connection.watch_bytes) = (0, 0);
         }

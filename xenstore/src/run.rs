@@ -3,6 +3,7 @@
 use core::mem;
 
 use crate::answer::Answer;
+use crate::bugs;
 use crate::connection::{Connection, Request};
 use crate::database::{Need, Refusal};
 use crate::ids::{ConnId, Ticket};
@@ -97,10 +98,11 @@ impl<S: Storage> Server<S> {
             && connection.waiting.is_none()
             && connection.input.is_whole()
             && connection.output.replies() < REPLIES_MAX
-            && within(
-                outstanding.saturating_add(1),
-                self.limit_of(connection, Quota::Outstanding),
-            )
+            && (bugs::XSA_326
+                || within(
+                    outstanding.saturating_add(1),
+                    self.limit_of(connection, Quota::Outstanding),
+                ))
     }
 
     /// The request of a connection, if it has one that may run; and as what it makes others work, if its client is unprivileged.
@@ -168,7 +170,7 @@ impl<S: Storage> Server<S> {
     #[inline]
     pub(crate) fn reply(&mut self, conn: ConnId, header: Header, answer: Result<Answer, Errno>) {
         let (kind, payload) = match answer.map(Answer::into_payload) {
-            Ok(payload) if fits(payload.len()) => (header.kind, payload),
+            Ok(payload) if fits(payload.len()) || bugs::XSA_72 => (header.kind, payload),
             Ok(_) => self.fail(conn, Errno::E2BIG),
             Err(errno) => self.fail(conn, errno),
         };

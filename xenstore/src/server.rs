@@ -7,6 +7,7 @@ use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use core::time::Duration;
 
+use crate::bugs;
 use crate::conflict::History;
 use crate::connection::{Connection, Connections, ProtocolFault, Spare};
 use crate::counter_nodes::CounterNodes;
@@ -325,8 +326,13 @@ impl<S: Storage> Server<S> {
     pub fn stop(&mut self, conn: ConnId) {
         self.count(conn, Counter::Stops);
         self.clear(conn);
-        if let Some(connection) = self.connections.get_mut(conn) {
-            connection.stopped = true;
+        let Some(connection) = self.connections.get_mut(conn) else {
+            return;
+        };
+        connection.stopped = true;
+        if bugs::XSA_325 {
+            let domid = connection.incarnation.domid;
+            self.bury(domid);
         }
     }
 

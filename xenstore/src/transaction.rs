@@ -10,6 +10,7 @@ use alloc::vec::Vec;
 use core::mem;
 
 use crate::answer::Answer;
+use crate::bugs;
 use crate::conflict::{Conflict, Opening};
 use crate::database::{Refusal, Setting, Work};
 use crate::domain::{Domain, Domains};
@@ -157,6 +158,9 @@ impl<S: Storage> Transactions<S> {
     ) -> Result<Effects<S>, Refusal> {
         let mut transaction = self.remove(id).ok_or(Errno::ENOENT)?;
         let committed = transaction.commit(setting, store, watches);
+        if bugs::XSA_415 && committed.is_err() {
+            *store = transaction.nodes.clone();
+        }
         self.work = self.work.saturating_add(mem::take(&mut transaction.work));
         if let Err(Refusal::Wait(_)) = committed {
             self.bytes = self.bytes.saturating_add(transaction.bytes);

@@ -44,7 +44,7 @@ struct Outcome {
 }
 
 #[test]
-fn the_toolstack_commits_soon_whatever_a_guest_writes_into_what_it_reads() {
+fn xsa_206_the_toolstack_commits_soon_whatever_a_guest_writes_into_what_it_reads() {
     let mut scene = Scene::new();
     for _ in 0..20 {
         let outcome = scene.transact(&format!("{HOME}/x"));

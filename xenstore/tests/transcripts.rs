@@ -6,20 +6,15 @@
 )]
 
 mod machine;
+mod on_core;
 mod transcript;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use machine::Machine;
-use transcript::Host;
-use transcript::message::Message;
+use on_core::Core;
 use transcript::run::play;
-use transcript::syntax::{Directive, Need, parse};
-use xenstore::{DomId, FlatMap, Settings, Storage, Tree};
-
-/// The domain that the store itself runs in, in every text.
-const STORE: u16 = 31;
+use transcript::syntax::parse;
+use xenstore::{FlatMap, Storage, Tree};
 
 #[test]
 fn the_core_answers_as_the_transcripts_say() {
@@ -144,75 +139,5 @@ fn a_text_that_says_nothing_is_refused() {
     ];
     for text in lines {
         assert!(parse(text).is_err(), "{text}");
-    }
-}
-
-/// The core as a transcript's host.
-struct Core<S: Storage> {
-    machine: Machine<S>,
-    /// Bytes that came and are no whole message yet.
-    partial: BTreeMap<u16, Vec<u8>>,
-}
-
-impl<S: Storage> Core<S> {
-    fn new() -> Self {
-        let settings = Settings::new(DomId::new(0), DomId::new(STORE));
-        Self {
-            machine: Machine::new(settings),
-            partial: BTreeMap::new(),
-        }
-    }
-}
-
-impl<S: Storage> Host for Core<S> {
-    fn supports(&self, need: Need) -> bool {
-        match need {
-            Need::Domains | Need::FreshServer | Need::Clock | Need::Unread | Need::Ring => true,
-        }
-    }
-
-    fn direct(&mut self, directive: &Directive) -> Result<(), String> {
-        let machine = &mut self.machine;
-        if let Directive::Die(domids) = directive {
-            domids
-                .iter()
-                .for_each(|domid| drop(self.partial.remove(domid)));
-        }
-        match directive {
-            Directive::Exists(domid) => machine.create(*domid, true),
-            Directive::ExistsWithoutRing(domid) => machine.create(*domid, false),
-            Directive::Vanishes(domid) => drop(machine.vanish(*domid)),
-            Directive::StartsConnected(domid) => {
-                machine.create(*domid, true);
-                machine.open(*domid);
-            }
-            Directive::ShutDown(domids) => machine.shut_down(domids),
-            Directive::Die(domids) => machine.die(domids),
-            Directive::Reconnects(domid) => machine.reconnect(*domid),
-            Directive::BreaksRing(domid) => machine.break_ring(*domid),
-            Directive::StopsReading(domid) => machine.set_reading(*domid, false),
-            Directive::ReadsAgain(domid) => machine.set_reading(*domid, true),
-            Directive::TimePasses(milliseconds) => machine.pass(*milliseconds),
-        }
-        Ok(())
-    }
-
-    fn send(&mut self, domid: u16, bytes: &[u8]) -> Result<(), String> {
-        self.machine.pump();
-        if self.machine.send(domid, bytes) {
-            Ok(())
-        } else {
-            Err(format!("d{domid} has no connection"))
-        }
-    }
-
-    fn receive(&mut self, domid: u16) -> Result<Option<Message>, String> {
-        let bytes = self.partial.entry(domid).or_default();
-        bytes.extend(self.machine.receive(domid));
-        Message::take_from(bytes)
-    }
-
-    fn is_stopped(&mut self, domid: u16) -> bool {
-        self.machine.is_stopped(domid)
     }
 }

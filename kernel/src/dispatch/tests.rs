@@ -1,5 +1,6 @@
 //! The dispatcher over a machine in memory, with the real store and real ring bytes.
 
+mod advisories;
 mod early;
 mod fairness;
 mod host;

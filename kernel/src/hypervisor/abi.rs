@@ -294,3 +294,31 @@ pub(super) const GET_DOMAIN_INFO: u32 = 5;
 
 /// Xen does not know the call.
 pub(super) const ENOSYS: i32 = 38;
+
+#[cfg(test)]
+mod tests {
+    /// The numbers of the operations of one hypercall that this file declares; the calls of event channels by a number of their own are aliases.
+    fn operations(call: &str) -> Vec<u32> {
+        let words: Vec<&str> = include_str!("abi.rs")
+            .split(|c: char| !c.is_alphanumeric() && c != '_')
+            .collect();
+        words
+            .windows(2)
+            .filter(|pair| pair[0] == call)
+            .filter_map(|pair| pair[1].parse().ok())
+            .collect()
+    }
+
+    /// Grants are mapped and unmapped. Nothing is copied, no version is set, no frames are asked for.
+    #[test]
+    fn xsa_500_501_grants_are_mapped_and_nothing_else_is_done_with_them() {
+        assert_eq!(operations("GrantTable"), [0, 1]);
+    }
+
+    /// `EVTCHNOP_reset` (10) is never called: the FIFO ABI is set up once.
+    #[test]
+    fn xsa_505_event_channels_are_never_reset() {
+        assert_eq!(operations("EventChannel"), [0, 1, 11, 12, 13]);
+        assert_eq!(operations("PortOperation"), [3, 4, 9]);
+    }
+}

@@ -244,6 +244,25 @@ fn assert_within(accesses: &[Range<usize>], area: &Range<usize>, bytes: usize) {
     assert_eq!(touched.iter().sum::<usize>(), bytes);
 }
 
+/// The indices are others at the second load, which there is none of, and the payload changes as soon as it is copied.
+#[test]
+fn xsa_155_478_what_changes_while_it_is_read_is_one_private_copy() {
+    let page = Recorder::new(1000, 1100);
+    let ring = Ring::new(&page);
+    let mut seen = Vec::new();
+    let took = ring.fill(|bytes| {
+        page.words.borrow_mut().extend([0, 0, 0, 0]);
+        page.filler.set(99);
+        seen.extend_from_slice(bytes);
+        bytes.len()
+    });
+    assert_eq!(took, Ok(100));
+    assert_eq!(seen, [[1; 24].as_slice(), &[2; 76]].concat());
+    page.assert_loaded_once([2048, 2052]);
+    assert_within(&page.reads.borrow(), &REQUEST_AREA, 100);
+    assert_eq!(page.stores.take(), [(2048, 1100)]);
+}
+
 /// Pairs that are mostly near each other, so that the legal distances are met as often as the others.
 fn indices() -> impl Strategy<Value = (u32, u32)> {
     let distance = prop_oneof![0u32..=1030, Just(1024), any::<u32>()];

@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 
 use super::{Branch, Children, Leaf, Node, Seed, Storage};
 use crate::acl::{Acl, Incarnation};
+use crate::bugs;
 use crate::ids::Generation;
 use crate::path::{Components, Path, PathRef};
 
@@ -177,7 +178,7 @@ impl Limb {
 /// Takes the nodes apart one by one: the compiler's own way would go as deep as the tree (hostility.md R11).
 impl Drop for Limb {
     fn drop(&mut self) {
-        if !self.takes_others_along() {
+        if !self.takes_others_along() || bugs::XSA_418 {
             return;
         }
         let mut orphans = Vec::new();

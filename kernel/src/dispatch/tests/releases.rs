@@ -96,21 +96,6 @@ fn without_the_list_a_hint_asks_for_all() {
     assert!(dom0.is_introduced(DomId::new(6)));
 }
 
-/// T-HV-12: XSA-496.
-#[test]
-fn after_a_death_of_which_no_hint_came_the_interrupt_is_bound_anew() {
-    let (host, mut dom0) = start();
-    dom0.build(5);
-    dom0.build(6);
-    host.xen.lose_domain_exceptions(true);
-    host.xen.refuse(Call::NextChanged, Some(XenError(2)));
-    host.xen.destroy(FIVE);
-    host.pass(2 * POLL_INTERVAL);
-    assert!(!dom0.is_introduced(FIVE));
-    host.xen.destroy(DomId::new(6));
-    assert!(!dom0.is_introduced(DomId::new(6)), "told at once again");
-}
-
 /// T-DOM-20.
 #[test]
 fn a_stub_domain_and_its_target_end_in_one_batch_and_each_is_told_once() {
