@@ -197,31 +197,31 @@ impl Model {
         }
     }
 
-    /// Whether an event has room: one source may have so many that wait, and where memory is short the server says so.
+    /// Whether an event has room: one source may have so many that wait. Which of those that a removal makes are lost, and whether there
+    /// is memory to pay for them, the server says.
     fn has_room(&mut self, told: &Told) -> bool {
         let Some(client) = self.clients.get(&told.to) else {
             return true;
         };
-        if client.queue.is_empty() || self.is_privileged(told.to) {
-            return true;
-        }
+        let privileged = self.is_privileged(told.to);
         let source = self.cause.map(|cause| cause.connection);
-        let name = client
-            .watch(told.watch)
-            .map(Watch::name)
-            .unwrap_or_default();
-        let lost = self
-            .lost
-            .iter()
-            .position(|lost| *lost == (told.to, name.clone()));
-        let is_full = client.queue.events_from(source) >= EVENTS_MAX;
-        if let Some(at) = lost
-            && (self.lenient || is_full)
-        {
+        let waiting = client.queue.events_from(source);
+        let name = client.watch(told.watch).map(Watch::name);
+        let is_lost = |lost: &(u16, Vec<u8>)| lost.0 == told.to && Some(&lost.1) == name.as_ref();
+        let Some(at) = self.lost.iter().position(is_lost) else {
+            if waiting > EVENTS_MAX && !privileged {
+                self.fault(format!(
+                    "{waiting} events of {source:?} wait for d{}",
+                    told.to
+                ));
+            }
+            return true;
+        };
+        let is_possible = self.lenient || waiting >= EVENTS_MAX / 2;
+        if is_possible && !privileged {
             self.lost.remove(at);
-            return false;
         }
-        !is_full
+        false
     }
 
     /// The server had no room for an event of a watch of this domain, in the step that comes next.

@@ -253,6 +253,13 @@ impl Model {
             self.faults
                 .push(format!("d{domid} lost an event of {watch} for nothing"));
         }
+        let mut clients = self.clients.iter();
+        let forgotten =
+            clients.find(|(_, client)| client.queue.is_empty() && !client.lost.is_empty());
+        if let Some((domid, _)) = forgotten {
+            self.faults
+                .push(format!("what d{domid} has lost will never be told"));
+        }
         match self.faults.first() {
             Some(fault) => Err(fault.clone()),
             None => Ok(()),

@@ -49,6 +49,8 @@ pub(crate) struct View<'a> {
     pub(crate) limits: Limits,
     pub(crate) features: u32,
     pub(crate) subject: Subject,
+    /// The privileged domain's permissions for itself alone.
+    pub(crate) own: &'a Acl,
     /// A domid of which the server should have asked the machine.
     pub(crate) unasked: Option<u16>,
 }
@@ -294,8 +296,8 @@ impl View<'_> {
         node.cloned().ok_or("ENOENT")
     }
 
-    /// The path, or the nearest one above it that exists, if the client has the right to that. Above a special name there is nothing that
-    /// could grant a right.
+    /// The path, or the nearest one above it that exists, if the client has the right to that. Above a special name there is nothing: that
+    /// is the privileged domain's own.
     fn nearest<'p>(&self, path: &'p str, right: u8) -> Result<&'p str, Errno> {
         let mut nearest = path;
         while !self.tree.contains_key(nearest)
@@ -305,7 +307,7 @@ impl View<'_> {
         }
         let may = match self.tree.get(nearest) {
             Some(node) => self.subject.may(&node.acl, right),
-            None => self.subject.privileged,
+            None => self.subject.may(self.own, right),
         };
         if may { Ok(nearest) } else { Err("EACCES") }
     }

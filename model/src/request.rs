@@ -264,6 +264,7 @@ impl Model {
         let mut changes = Vec::new();
         let absent = self.clients.get(&who).map(|client| client.absent.clone());
         let absent = absent.unwrap_or_default();
+        let own = vec![(b'n', self.life(self.settings.privileged))];
         let mut view = View {
             tree: &mut tree,
             changes: &mut changes,
@@ -274,6 +275,7 @@ impl Model {
             limits: self.limits(who),
             features: self.features_of(who),
             subject: self.subject(who),
+            own: &own,
             unasked: None,
         };
         let done = work(&mut view);

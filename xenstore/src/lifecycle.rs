@@ -12,6 +12,7 @@ use crate::domain::Domain;
 use crate::effects::Effects;
 use crate::features::Features;
 use crate::ids::{ConnId, DomId, EvtchnPort, Identity, Ticket};
+use crate::journal::Entry;
 use crate::privilege::Privileged;
 use crate::quota::Quota;
 use crate::server::{Action, DomainEvent, Outcome, Question, Server};
@@ -54,6 +55,11 @@ impl<S: Storage> Server<S> {
                 if answer.is_err() {
                     self.connections.remove(conn);
                 }
+                self.note(requester, |asker| Entry::Introduced {
+                    asker,
+                    domid,
+                    outcome,
+                });
                 if self.goes_on(requester, ticket) {
                     self.reply(requester, header, answer);
                     self.account(requester);
@@ -68,6 +74,11 @@ impl<S: Storage> Server<S> {
                         self.note_absent(requester, domid)
                     }
                 }
+                self.note(requester, |asker| Entry::Identified {
+                    asker,
+                    domid,
+                    outcome,
+                });
                 if self.goes_on(requester, ticket) {
                     self.queue(requester);
                 }
@@ -88,6 +99,7 @@ impl<S: Storage> Server<S> {
         if released {
             self.tell_special_plainly(RELEASE_DOMAIN);
         }
+        self.journal.note(|| Entry::Domains(events.to_vec()));
     }
 
     /// Gives a domain its connection: a first one, which is told of, or a new one in place of the old.
