@@ -59,6 +59,11 @@ impl GuestRing {
         self.page.store(CONNECTION, RECONNECT);
     }
 
+    /// The server has begun a new connection: this end begins at zero, too.
+    pub(crate) fn renew(&mut self) {
+        (self.request_prod, self.reply_cons) = (0, 0);
+    }
+
     /// How many bytes may be sent now.
     pub(crate) fn room(&self) -> usize {
         RING_BYTES - distance(self.page.load(REQUEST_CONS), self.request_prod)

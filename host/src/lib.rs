@@ -4,3 +4,4 @@ pub mod daemon;
 mod engine;
 mod fake_domains;
 mod guest_ring;
+pub mod sim;

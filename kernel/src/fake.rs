@@ -7,7 +7,9 @@ use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::rc::Rc;
 use alloc::vec;
+use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
+use core::fmt;
 use core::time::Duration;
 
 use xenstore::{DomId, EvtchnPort, GrantRef, Identity, Instant, UniqueId};
@@ -36,7 +38,8 @@ struct World {
     pending: BTreeSet<LocalPort>,
     /// Domains that got an event since this was last asked for.
     notified: BTreeSet<DomId>,
-    mapped: usize,
+    /// Pages that we hold mapped, each with whose it is.
+    mapped: Vec<(Identity, FakePage)>,
     refused: BTreeMap<Call, XenError>,
     /// Questions about domains.
     questions: u64,
@@ -60,6 +63,7 @@ struct World {
 struct Domain {
     info: DomainInfo,
     page: FakePage,
+    meddler: Meddler,
     ports: BTreeMap<EvtchnPort, Remote>,
 }
 
@@ -181,6 +185,7 @@ impl FakeXen {
                 dead: false,
             },
             page: FakePage::default(),
+            meddler: Meddler::default(),
             ports: BTreeMap::new(),
         };
         world.domains.insert(domid, domain);
@@ -278,10 +283,50 @@ impl FakeXen {
         *now = now.after(duration);
     }
 
+    /// Sets the clock, also back.
+    pub fn set_time(&self, now: Instant) {
+        self.0.borrow_mut().now = now;
+    }
+
+    /// Makes one of our ports pending for nothing, also one that is closed.
+    pub fn disturb(&self, port: LocalPort) {
+        self.0.borrow_mut().pending.insert(port);
+    }
+
+    /// Loses what is pending.
+    pub fn lose_pending(&self) {
+        self.0.borrow_mut().pending.clear();
+    }
+
     /// How many pages we hold mapped.
     #[must_use]
     pub fn mapped(&self) -> usize {
-        self.0.borrow().mapped
+        self.0.borrow().mapped.len()
+    }
+
+    /// Whose pages we hold mapped.
+    #[must_use]
+    pub fn mapped_domains(&self) -> Vec<Identity> {
+        let mapped = &self.0.borrow().mapped;
+        mapped.iter().map(|(identity, _)| *identity).collect()
+    }
+
+    /// To whom we hold channels bound.
+    #[must_use]
+    pub fn bound_domains(&self) -> Vec<Identity> {
+        let locals = &self.0.borrow().locals;
+        let bound = locals.values().filter_map(|local| match local {
+            Local::Interdomain(identity, _) => Some(*identity),
+            Local::DomainException => None,
+        });
+        bound.collect()
+    }
+
+    /// What Xen knows of a domain, without asking it.
+    #[must_use]
+    pub fn info(&self, domid: DomId) -> Option<DomainInfo> {
+        let world = self.0.borrow();
+        world.domains.get(&domid).map(|domain| domain.info)
     }
 
     /// How many channels to other domains we hold bound.
@@ -306,6 +351,13 @@ impl FakeXen {
             .get(&domid)
             .map(|domain| domain.page.clone())
             .unwrap_or_default()
+    }
+
+    /// Has `meddle` happen before each access of ours to the domain's page; nothing of the machine may be asked for in it.
+    pub fn meddle(&self, domid: DomId, meddle: Option<Meddling>) {
+        if let Some(domain) = self.0.borrow().domains.get(&domid) {
+            *domain.meddler.0.borrow_mut() = meddle;
+        }
     }
 
     /// The domain sends an event on its port.
@@ -409,14 +461,18 @@ impl Grants for FakeXen {
             return Err(BAD_GRANT);
         }
         let domain = world.domains.get(&domid).ok_or(BAD_DOMAIN)?;
-        world.mapped += 1;
-        Ok(domain.page.clone())
+        let mut page = domain.page.clone();
+        page.meddler = Some(domain.meddler.clone());
+        world.mapped.push((domain.info.identity, page.clone()));
+        Ok(page)
     }
 
-    fn unmap(&mut self, _: FakePage) -> Result<(), XenError> {
+    fn unmap(&mut self, page: FakePage) -> Result<(), XenError> {
         let world = &mut *self.0.borrow_mut();
         world.permit(Call::Unmap)?;
-        world.mapped = world.mapped.checked_sub(1).ok_or(BAD_GRANT)?;
+        let mut mapped = world.mapped.iter();
+        let at = mapped.position(|(_, mapped)| Rc::ptr_eq(&mapped.bytes, &page.bytes));
+        world.mapped.swap_remove(at.ok_or(BAD_GRANT)?);
         Ok(())
     }
 }
@@ -606,13 +662,43 @@ impl Clock for FakeXen {
 
 /// A page of memory. Clones are the same page, as the two mappings of a granted one are.
 #[derive(Clone, Debug)]
-pub struct FakePage(Rc<[Cell<u8>]>);
+pub struct FakePage {
+    bytes: Rc<[Cell<u8>]>,
+    /// In a mapping of ours: what its owner does meanwhile.
+    meddler: Option<Meddler>,
+}
+
+/// What a domain does with its page between any two accesses of ours.
+#[derive(Clone, Default)]
+struct Meddler(Rc<RefCell<Option<Meddling>>>);
+
+/// See [`FakeXen::meddle`].
+pub type Meddling = Box<dyn Fn()>;
+
+impl fmt::Debug for Meddler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Meddler")
+    }
+}
 
 const PAGE_BYTES: usize = 4096;
 
 impl Default for FakePage {
     fn default() -> Self {
-        Self(vec![Cell::new(0); PAGE_BYTES].into())
+        Self {
+            bytes: vec![Cell::new(0); PAGE_BYTES].into(),
+            meddler: None,
+        }
+    }
+}
+
+impl FakePage {
+    fn meet_meddler(&self) {
+        if let Some(meddler) = &self.meddler
+            && let Some(meddle) = &*meddler.0.borrow()
+        {
+            meddle();
+        }
     }
 }
 
@@ -628,13 +714,15 @@ impl Page for FakePage {
     }
 
     fn read(&self, offset: usize, into: &mut [u8]) {
-        for (to, from) in into.iter_mut().zip(self.0.iter().skip(offset)) {
+        self.meet_meddler();
+        for (to, from) in into.iter_mut().zip(self.bytes.iter().skip(offset)) {
             *to = from.get();
         }
     }
 
     fn write(&self, offset: usize, from: &[u8]) {
-        for (to, &from) in self.0.iter().skip(offset).zip(from) {
+        self.meet_meddler();
+        for (to, &from) in self.bytes.iter().skip(offset).zip(from) {
             to.set(from);
         }
     }

@@ -5,11 +5,12 @@ use std::path::Path;
 use std::{fs, io};
 
 /// The crates of the house, and which of the others each may name.
-const MAY_NAME: [(&str, &[&str]); 5] = [
-    ("xenstore", &[]),
+const MAY_NAME: [(&str, &[&str]); 6] = [
+    ("model", &[]),
+    ("xenstore", &["model"]),
     ("kernel", &["xenstore"]),
     ("boot", &["kernel"]),
-    ("host", &["kernel", "xenstore"]),
+    ("host", &["kernel", "model", "xenstore"]),
     ("testguest", &["boot", "kernel", "xenstore"]),
 ];
 

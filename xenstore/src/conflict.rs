@@ -128,6 +128,12 @@ impl History {
         }
     }
 
+    /// How many transactions are open.
+    #[cfg(feature = "journal")]
+    pub(crate) fn open_transactions(&self) -> usize {
+        Rc::strong_count(&self.open).saturating_sub(1)
+    }
+
     /// Whether there are open transactions.
     fn is_open(&self) -> bool {
         self.is_open_besides(0)

@@ -119,6 +119,15 @@ impl<S: Storage> Connections<S> {
         self.places.remove(conn.0)?
     }
 
+    /// All of them, each with its id.
+    #[cfg(feature = "journal")]
+    pub(crate) fn iter_with_ids(&self) -> impl Iterator<Item = (ConnId, &Connection<S>)> {
+        let opened = |(place, connection): (DefaultKey, _)| {
+            Option::as_deref(connection).map(|connection| (ConnId(place), connection))
+        };
+        self.places.iter().filter_map(opened)
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Connection<S>> {
         self.places
             .values()

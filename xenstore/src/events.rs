@@ -176,6 +176,7 @@ impl<S: Storage> Server<S> {
         if !has_room {
             connection.lost.insert(id);
             connection.counters.count(Counter::EventsLost);
+            self.note_lost(id);
             return;
         }
         let privileged = connection.privileged;

@@ -23,6 +23,8 @@ extern crate alloc;
 
 mod acl;
 mod answer;
+#[cfg(feature = "journal")]
+mod audit;
 mod bugs;
 mod conflict;
 mod connection;
@@ -37,6 +39,7 @@ mod effects;
 mod events;
 mod features;
 mod ids;
+mod journal;
 mod lifecycle;
 mod memory;
 mod output;
@@ -63,6 +66,7 @@ pub use connection::ProtocolFault;
 pub use counters::Counter;
 pub use features::Features;
 pub use ids::{ConnId, DomId, EvtchnPort, GrantRef, Identity, ReqId, Ticket, UniqueId};
+pub use journal::{Entry, Noted};
 pub use path::Path;
 pub use quota::{Quota, Quotas};
 pub use server::{Action, DomainEvent, Outcome, Progress, Server, Settings};

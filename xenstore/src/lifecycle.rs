@@ -15,6 +15,7 @@ use crate::domain::Domain;
 use crate::effects::Effects;
 use crate::features::Features;
 use crate::ids::{ConnId, DomId, EvtchnPort, Identity, Ticket};
+use crate::journal::Entry;
 use crate::privilege::Privileged;
 use crate::quota::Quota;
 use crate::server::{Action, DomainEvent, Outcome, Question, Server};
@@ -57,6 +58,11 @@ impl<S: Storage> Server<S> {
                 if answer.is_err() {
                     self.connections.remove(conn);
                 }
+                self.note(requester, |asker| Entry::Introduced {
+                    asker,
+                    domid,
+                    outcome,
+                });
                 if self.goes_on(requester, ticket) {
                     self.reply(requester, header, answer);
                     self.account(requester);
@@ -71,6 +77,11 @@ impl<S: Storage> Server<S> {
                         self.note_absent(requester, domid)
                     }
                 }
+                self.note(requester, |asker| Entry::Identified {
+                    asker,
+                    domid,
+                    outcome,
+                });
                 if self.goes_on(requester, ticket) {
                     self.queue(requester);
                 }
@@ -104,6 +115,8 @@ impl<S: Storage> Server<S> {
         }
         let sent = self.events.wrapping_sub(sent_before);
         self.spent = self.spent.saturating_add(self.work).saturating_add(sent);
+        self.journal
+            .note(|| Entry::Domains(events.iter().take(dealt_with).copied().collect()));
         dealt_with
     }
 

@@ -2,6 +2,8 @@
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
+#[cfg(feature = "journal")]
+use alloc::{format, string::String};
 
 use crate::bugs;
 use crate::ids::ConnId;
@@ -163,6 +165,35 @@ impl Output {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.messages.is_empty()
+    }
+
+    /// Counts again what waits, and adds it to what each request has on its way: messages and bytes.
+    #[cfg(feature = "journal")]
+    pub(crate) fn recount(
+        &self,
+        caused: &mut BTreeMap<(ConnId, u64), (u32, u64)>,
+    ) -> Result<(), String> {
+        let mut own = 0_u64;
+        let mut events = 0_usize;
+        for message in &self.messages {
+            events = events.saturating_add(usize::from(message.event.is_some()));
+            match message.debt() {
+                Some(Debt { cause, bytes }) => {
+                    let of = caused.entry((cause.connection, cause.request)).or_default();
+                    *of = (of.0.saturating_add(1), of.1.saturating_add(bytes));
+                }
+                None => own = own.saturating_add(message.bytes()),
+            }
+        }
+        let replies = self.messages.len().saturating_sub(events);
+        let counted = (self.bytes, self.events, self.replies);
+        if counted != (own, events, replies) {
+            return Err(format!(
+                "bytes, events and replies that wait are {:?}, and {counted:?} are counted",
+                (own, events, replies)
+            ));
+        }
+        Ok(())
     }
 
     /// Events that wait.

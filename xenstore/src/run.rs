@@ -7,6 +7,7 @@ use crate::bugs;
 use crate::connection::{Connection, Request};
 use crate::database::{Need, Refusal};
 use crate::ids::{ConnId, Ticket};
+use crate::journal::Entry;
 use crate::output::{Cause, Payload};
 use crate::quota::{Quota, within};
 use crate::server::{Action, Progress, Question, Server};
@@ -31,6 +32,7 @@ impl<S: Storage> Server<S> {
     /// removes, and each request that runs again when a transaction ends.
     pub fn run(&mut self, now: Instant, budget: u32) -> Progress {
         self.now = now;
+        self.journal.note(|| Entry::Run(now));
         let mut left = budget;
         let mut at_most = u64::MAX;
         while left > 0
@@ -76,10 +78,15 @@ impl<S: Storage> Server<S> {
             Err(Refusal::Errno(errno)) => Err(errno),
             Err(Refusal::Wait(need)) => {
                 self.cause = None;
+                if let Need::Connect { domid, .. } = need {
+                    self.note_request(conn, &request, |request| Entry::Waits { request, domid });
+                }
                 self.ask(conn, need, request);
                 return u32::try_from(cost).unwrap_or(u32::MAX);
             }
         };
+        let refused = answer.as_ref().err().copied();
+        self.note_request(conn, &request, |request| Entry::Served { request, refused });
         self.reply(conn, request.header, answer);
         self.spare.keep(request.payload);
         self.cause = None;

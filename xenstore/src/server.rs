@@ -16,6 +16,7 @@ use crate::domain::Domains;
 use crate::effects::Effects;
 use crate::features::Features;
 use crate::ids::{ConnId, DomId, EvtchnPort, Identity, Ticket};
+use crate::journal::{Entry, Journal};
 use crate::memory::Supply;
 use crate::output::Cause;
 use crate::quota::{Peaks, Quotas};
@@ -160,6 +161,7 @@ pub struct Server<S: Storage = Tree> {
     /// Counts the events that were queued.
     pub(crate) events: u64,
     pub(crate) asked: u64,
+    pub(crate) journal: Journal,
 }
 
 /// What a ticket was given for.
@@ -260,6 +262,7 @@ impl<S: Storage> Server<S> {
             is_release_untold: false,
             events: 0,
             asked: 0,
+            journal: Journal::default(),
         }
         .with_first_nodes()
     }
@@ -324,6 +327,7 @@ impl<S: Storage> Server<S> {
 
     /// Stops a connection after a fault: watches, transactions and buffers go, the domain stays introduced (hostility.md R15).
     pub fn stop(&mut self, conn: ConnId) {
+        self.note(conn, |domid| Entry::Stopped { domid });
         self.count(conn, Counter::Stops);
         self.clear(conn);
         let Some(connection) = self.connections.get_mut(conn) else {
@@ -338,6 +342,7 @@ impl<S: Storage> Server<S> {
 
     /// Begins a connection anew, as its guest asked through the ring page. A stopped one goes on.
     pub fn reset(&mut self, conn: ConnId) {
+        self.note(conn, |domid| Entry::Reset { domid });
         self.count(conn, Counter::Resets);
         self.clear(conn);
     }
@@ -356,6 +361,7 @@ impl<S: Storage> Server<S> {
         self.drop_old_events(now);
         self.end_due_holds();
         self.write_counter_nodes();
+        self.journal.note(|| Entry::Timeout(now));
     }
 
     fn drop_old_events(&mut self, now: Instant) {
@@ -410,6 +416,13 @@ impl<S: Storage> Server<S> {
 
     /// Bytes of [`Server::poll_output`] or [`Server::poll_message`] that were sent; whether more wait.
     pub fn consume_output(&mut self, conn: ConnId, sent: usize) -> bool {
+        let noted = self.output_to_note(conn, sent);
+        let more = self.advance_output(conn, sent);
+        self.journal.keep(noted);
+        more
+    }
+
+    fn advance_output(&mut self, conn: ConnId, sent: usize) -> bool {
         let Some(connection) = self.connections.get_mut(conn) else {
             return false;
         };

@@ -7,6 +7,8 @@
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
+#[cfg(feature = "journal")]
+use alloc::{format, string::String};
 use core::mem;
 
 use crate::answer::Answer;
@@ -64,6 +66,29 @@ impl<S: Storage> Default for Transactions<S> {
 impl<S: Storage> Transactions<S> {
     pub(crate) fn len(&self) -> usize {
         self.open.len()
+    }
+
+    /// Counts again what they hold.
+    #[cfg(feature = "journal")]
+    pub(crate) fn recount(&self) -> Result<(), String> {
+        let each = |kept: &Kept| {
+            let answer = kept.answer.as_ref().map_or(0, Answer::footprint);
+            KEPT_BYTES.saturating_add(answer)
+        };
+        let bytes = |transaction: &Transaction<S>| {
+            let kept = transaction.log.kept.iter().map(each);
+            kept.fold(transaction.log.payloads.len(), usize::saturating_add)
+        };
+        let all = self.open.values().map(|transaction| bytes(transaction));
+        let found = u64::try_from(all.sum::<usize>()).unwrap_or(u64::MAX);
+        if found == self.bytes {
+            Ok(())
+        } else {
+            let counted = self.bytes;
+            Err(format!(
+                "transactions hold {found} bytes, {counted} are counted"
+            ))
+        }
     }
 
     pub(crate) fn has(&self, id: TxId) -> bool {

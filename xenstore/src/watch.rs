@@ -60,7 +60,7 @@ impl Token {
         self.digest
     }
 
-    fn as_bytes(&self) -> &[u8] {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
         match &*self.framed {
             [0, token @ .., 0] => token,
             _ => &[],
@@ -192,6 +192,21 @@ impl Watches {
         for (_, id) in own.iter().filter(|_| !bugs::XSA_330) {
             self.drop_watch(*id);
         }
+    }
+
+    /// How many watches a connection has, and their bytes.
+    #[cfg(feature = "journal")]
+    pub(crate) fn of_connection(&self, connection: ConnId) -> (u64, u64) {
+        let own = self
+            .watches
+            .values()
+            .filter(|watch| watch.connection == connection);
+        own.fold((0, 0), |(count, bytes), watch| {
+            (
+                count.saturating_add(1),
+                bytes.saturating_add(watch.footprint()),
+            )
+        })
     }
 
     /// Whether there is a watch on `path` or above it, or, if that is `removed`, below it.

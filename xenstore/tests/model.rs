@@ -11,26 +11,24 @@
 mod machine;
 #[path = "transcript/message.rs"]
 mod message;
-#[path = "model/mod.rs"]
-mod model;
 
 use core::time::Duration;
 
 use machine::Machine;
 use message::{ERROR, Message, WATCH_EVENT};
-use model::{ANY, Event, Limits, Model, Reply, Request, TOOLSTACK, Told};
+use model::{ANY, Fate, Model, QUOTAS};
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
 use xenstore::{DomId, FlatMap, Quota, Settings, Storage, Tree};
 
+/// The privileged domain.
+const TOOLSTACK: u16 = 0;
 const GUESTS: [u16; 3] = [1, 2, 3];
-const LIMITS: Limits = Limits {
-    nodes: 6,
-    watches: 4,
-    transactions: 2,
-    entries: 3,
-};
+/// Limits of all others, in the order of [`QUOTAS`]. What a guest may do besides has no limit in these tests.
+const LIMITS: [u32; QUOTAS.len()] = [6, 4, 20, 0, 0, 2, 0, 3, 2048, 2048];
+/// A domid that no domain ever has.
+const NOBODY: u16 = 9;
 
 /// With so much time from step to step nobody is held for the conflicts that he causes.
 const CONFLICT_PAUSE_MS: u64 = 50;
@@ -94,6 +92,27 @@ where
         Err(TestError::Fail(why, input)) => panic!("{why}\nminimal input: {input:#?}"),
         Err(TestError::Abort(why)) => panic!("aborted: {why}"),
     }
+}
+
+/// A request, understood.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Request {
+    Directory(String),
+    Part(String),
+    Read(String),
+    GetPerms(String),
+    Write(String, Vec<u8>),
+    Mkdir(String),
+    Rm(String),
+    SetPerms(String, Vec<(char, u16)>),
+    Watch(String, String, Option<u32>),
+    Unwatch(String, String),
+    Start,
+    End(bool),
+    Reset,
+    Introduce(u16),
+    Release(u16),
+    Resume(u16),
 }
 
 /// One thing that happens.
@@ -222,7 +241,7 @@ fn database(paths: &'static [&'static str]) -> impl Strategy<Value = Request> {
 /// Permissions, also for a domain that never exists.
 fn entries() -> impl Strategy<Value = Vec<(char, u16)>> {
     let letter = select(vec!['n', 'r', 'w', 'b']);
-    let domid = select(vec![TOOLSTACK, 1, 1, 2, 3, 9, ANY]);
+    let domid = select(vec![TOOLSTACK, 1, 1, 2, 3, NOBODY, ANY]);
     prop::collection::vec((letter, domid), 1..5)
 }
 
@@ -230,6 +249,8 @@ fn entries() -> impl Strategy<Value = Vec<(char, u16)>> {
 struct Pair<S: Storage> {
     machine: Machine<S>,
     model: Model,
+    /// What the domains are known by.
+    uniques: [u128; 4],
     /// The ids of the clients' transactions, by place.
     places: [[u32; 2]; 4],
     requests: u32,
@@ -238,21 +259,23 @@ struct Pair<S: Storage> {
 impl<S: Storage> Pair<S> {
     fn new() -> Self {
         let mut settings = Settings::new(DomId::new(TOOLSTACK), DomId::new(31));
-        let limits = [
-            (Quota::Nodes, LIMITS.nodes),
-            (Quota::Watches, LIMITS.watches),
-            (Quota::Transactions, LIMITS.transactions),
-            (Quota::NodePermissions, LIMITS.entries),
-            (Quota::TransactionNodes, 0),
-            (Quota::Memory, 0),
-        ];
-        for (quota, limit) in limits {
-            settings.quotas.set(quota, u32::try_from(limit).unwrap());
+        for (name, limit) in QUOTAS.iter().zip(LIMITS) {
+            let quota = Quota::from_name(name.as_bytes()).unwrap();
+            settings.quotas.set(quota, limit);
         }
         settings.counter_interval = Duration::ZERO;
+        let as_modelled = model::Settings {
+            privileged: TOOLSTACK,
+            store: 31,
+            limits: LIMITS,
+            features: settings.features.bits(),
+            event_timeout_ns: 0,
+        };
+        let machine = Machine::new(settings);
         let mut pair = Self {
-            machine: Machine::new(settings),
-            model: Model::new(LIMITS),
+            model: Model::new(as_modelled, 0),
+            machine,
+            uniques: [0; 4],
             places: [[77; 2]; 4],
             requests: 0,
         };
@@ -272,8 +295,7 @@ impl<S: Storage> Pair<S> {
 
     fn set_up(&mut self, domid: u16) {
         let home = format!("/local/domain/{domid}");
-        self.machine.create(domid, true);
-        self.model.create(domid);
+        self.uniques[usize::from(domid)] = self.machine.create(domid, true);
         self.must(Request::Introduce(domid));
         self.must(Request::Mkdir(home.clone()));
         self.must(Request::SetPerms(home, vec![('n', domid)]));
@@ -284,35 +306,36 @@ impl<S: Storage> Pair<S> {
         match step {
             Step::Request(who, tx, request) => {
                 let tx = tx.map_or(0, |at| self.places[usize::from(*who)][at]);
-                drop(self.request(*who, tx, request)?);
+                self.request(*who, tx, request)?;
             }
             Step::Start(who, at) => {
-                let reply = self.request(*who, 0, &Request::Start)?;
-                if let Ok(id) = reply {
-                    let id = String::from_utf8_lossy(&id).trim_end_matches('\0').parse();
-                    self.places[usize::from(*who)][*at] = id.map_err(|_| "no id")?;
+                self.request(*who, 0, &Request::Start)?;
+                if let Some(id) = self.model.transactions(*who).max() {
+                    self.places[usize::from(*who)][*at] = id;
                 }
             }
             Step::ShutDown(domid) => {
+                let unique = self.uniques[usize::from(*domid)];
                 self.machine.shut_down(&[*domid]);
-                let told = self.model.shut_down(*domid);
-                self.compare(None, &told)?;
+                self.model.fates(&[(*domid, unique, Fate::ShutDown)]);
+                self.compare()?;
             }
             Step::Reborn(domid) => {
+                let unique = self.uniques[usize::from(*domid)];
                 self.machine.die(&[*domid]);
-                let told = self.model.die(*domid);
-                self.compare(None, &told)?;
+                self.model.fates(&[(*domid, unique, Fate::Died)]);
+                self.compare()?;
                 self.set_up(*domid);
             }
             Step::Released(domid) => {
-                drop(self.request(TOOLSTACK, 0, &Request::Release(*domid))?);
+                self.request(TOOLSTACK, 0, &Request::Release(*domid))?;
                 self.set_up(*domid);
             }
         }
         self.audit()
     }
 
-    fn request(&mut self, who: u16, tx: u32, request: &Request) -> Result<Reply, String> {
+    fn request(&mut self, who: u16, tx: u32, request: &Request) -> Result<(), String> {
         let (kind, payload) = encode(request);
         self.requests += 1;
         let message = Message {
@@ -322,37 +345,41 @@ impl<S: Storage> Pair<S> {
             payload,
         };
         self.machine.send(who, &message.encode());
-        let (reply, told) = self.model.request(who, tx, request);
-        let first = Model::first_event(request).filter(|_| reply.is_ok());
-        self.compare(Some((who, &message, &reply, first)), &told)?;
-        Ok(reply)
+        self.model.identified(who, NOBODY, None);
+        let served = model::Request {
+            kind,
+            req_id: message.req_id,
+            tx_id: tx,
+            payload: &message.payload,
+        };
+        match request {
+            // Whether it may be asked for, the model judges in the other case.
+            Request::Introduce(domid) if who == TOOLSTACK && self.knows(tx) => {
+                self.model.waits(who, &served, *domid);
+                let unique = self.uniques[usize::from(*domid)];
+                self.model.introduced_as(who, *domid, Ok(unique));
+            }
+            _ => self.model.served(who, &served, None),
+        }
+        self.compare()
     }
 
-    /// Compares what every domain received with what the model says: events, then the reply, then a new watch's first event.
-    fn compare(
-        &mut self,
-        answered: Option<(u16, &Message, &Reply, Option<Event>)>,
-        told: &Told,
-    ) -> Result<(), String> {
+    fn knows(&self, tx: u32) -> bool {
+        tx == 0 || self.model.transactions(TOOLSTACK).any(|id| id == tx)
+    }
+
+    /// Compares what every domain received with what the model says: these messages, and no others.
+    fn compare(&mut self) -> Result<(), String> {
+        self.model.check()?;
         for domid in [TOOLSTACK, 1, 2, 3] {
-            let mut came = messages(self.machine.receive(domid))?.into_iter();
-            for group in told.events.get(&domid).into_iter().flatten() {
-                let mut expected: Vec<_> = group.iter().map(event).collect();
-                let mut got: Vec<_> = came.by_ref().take(expected.len()).collect();
-                expected.sort_by(|a, b| a.payload.cmp(&b.payload));
-                got.sort_by(|a, b| a.payload.cmp(&b.payload));
-                check(domid, &expected, &got)?;
+            for message in messages(self.machine.receive(domid))? {
+                let bytes = message.encode();
+                let told = self.model.sent(domid, &bytes, bytes.len());
+                told.map_err(|why| format!("d{domid} {}: {why}", message.show()))?;
             }
-            let mut expected = Vec::new();
-            if let Some((who, request, reply, first)) = &answered
-                && *who == domid
-            {
-                expected.push(reply_to(request, reply));
-                expected.extend(first.as_ref().map(event));
+            if self.model.waiting(domid) > 0 {
+                return Err(format!("d{domid} got not all that it should"));
             }
-            let mut got: Vec<_> = came.collect();
-            got.iter_mut().for_each(drop_generation);
-            check(domid, &expected, &got)?;
         }
         Ok(())
     }
@@ -403,44 +430,6 @@ fn messages(mut bytes: Vec<u8>) -> Result<Vec<Message>, String> {
         Ok(all)
     } else {
         Err(format!("{} bytes are no message", bytes.len()))
-    }
-}
-
-fn check(domid: u16, expected: &[Message], got: &[Message]) -> Result<(), String> {
-    if expected == got {
-        return Ok(());
-    }
-    let show = |messages: &[Message]| messages.iter().map(Message::show).collect::<Vec<_>>();
-    let (expected, got) = (show(expected), show(got));
-    Err(format!("d{domid} should get {expected:?}, got {got:?}"))
-}
-
-fn event((path, token): &Event) -> Message {
-    Message {
-        kind: WATCH_EVENT,
-        req_id: 0,
-        tx_id: 0,
-        payload: format!("{path}\0{token}\0").into_bytes(),
-    }
-}
-
-fn reply_to(request: &Message, reply: &Reply) -> Message {
-    let (kind, payload) = match reply {
-        Ok(payload) => (request.kind, payload.clone()),
-        Err(name) => (ERROR, format!("{name}\0").into_bytes()),
-    };
-    Message {
-        kind,
-        payload,
-        ..*request
-    }
-}
-
-/// The generation in front of a list in parts is the server's own affair.
-fn drop_generation(message: &mut Message) {
-    if message.kind == 22 {
-        let end = message.payload.iter().position(|byte| *byte == 0);
-        message.payload.drain(..end.map_or(0, |end| end + 1));
     }
 }
 

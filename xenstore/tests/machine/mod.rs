@@ -58,14 +58,15 @@ impl<S: Storage> Machine<S> {
         machine
     }
 
-    /// A new domain has this domid from now on. The store is not told.
-    pub(crate) fn create(&mut self, domid: u16, has_ring: bool) {
+    /// A new domain has this domid from now on, and this unique id. The store is not told.
+    pub(crate) fn create(&mut self, domid: u16, has_ring: bool) -> u128 {
         self.born += 1;
         let identity = Identity {
             domid: DomId::new(domid),
             unique: UniqueId(self.born),
         };
         self.domains.insert(domid, Domain { identity, has_ring });
+        self.born
     }
 
     /// A domain is no more. The store is not told.

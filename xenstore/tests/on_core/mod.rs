@@ -44,8 +44,8 @@ impl<S: Storage> Host for Core<S> {
                 .for_each(|domid| drop(self.partial.remove(domid)));
         }
         match directive {
-            Directive::Exists(domid) => machine.create(*domid, true),
-            Directive::ExistsWithoutRing(domid) => machine.create(*domid, false),
+            Directive::Exists(domid) => _ = machine.create(*domid, true),
+            Directive::ExistsWithoutRing(domid) => _ = machine.create(*domid, false),
             Directive::Vanishes(domid) => drop(machine.vanish(*domid)),
             Directive::StartsConnected(domid) => {
                 machine.create(*domid, true);

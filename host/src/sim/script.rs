@@ -1,0 +1,348 @@
+//! What guests and the toolstack ask for, right and wrong.
+
+use model::QUOTAS;
+
+use super::random::Random;
+use super::swarm::Manner;
+
+/// A request without its header.
+pub(crate) type Draft = (u32, Vec<u8>);
+
+pub(crate) const CONTROL: u32 = 0;
+pub(crate) const START: u32 = 6;
+pub(crate) const END: u32 = 7;
+pub(crate) const INTRODUCE: u32 = 8;
+
+/// What a request is chosen with.
+pub(crate) struct Scene<'a> {
+    pub(crate) random: &'a mut Random,
+    pub(crate) domid: u16,
+    pub(crate) domids: u16,
+    /// Makes every value another one.
+    pub(crate) serial: u64,
+    /// How often, of a thousand, a request is about the few nodes that all share.
+    pub(crate) crowd: u64,
+}
+
+impl Scene<'_> {
+    /// A request that makes sense, on nodes or watches.
+    pub(crate) fn sensible(&mut self) -> Draft {
+        const KINDS: [(u64, u32); 14] = [
+            (8, 1),
+            (14, 2),
+            (5, 3),
+            (7, 4),
+            (3, 5),
+            (24, 11),
+            (6, 12),
+            (8, 13),
+            (8, 14),
+            (1, 10),
+            (4, 22),
+            (1, 23),
+            (1, 21),
+            (1, 17),
+        ];
+        let kind = self.random.weighted(&KINDS).unwrap_or(2);
+        let payload = match kind {
+            4 => self.watch(),
+            5 => words(&[&self.watched(), self.token()]),
+            10 | 17 => words(&[&self.any_domid().to_string()]),
+            11 => self.write(),
+            14 => self.set_perms(),
+            21 => Vec::new(),
+            22 => {
+                let offset =
+                    self.random
+                        .word(&["0", "0", "0", "1", "3", "7", "4000", "4294967295"]);
+                words(&[&self.path(), offset])
+            }
+            23 if self.random.chance(500) => Vec::new(),
+            23 => words(&[&self.any_domid().to_string()]),
+            3 if self.random.chance(100) => words(&[self.special()]),
+            _ => words(&[&self.path()]),
+        };
+        (kind, payload)
+    }
+
+    /// A request of the toolstack about domains, quotas or itself.
+    pub(crate) fn administrative(&mut self) -> Draft {
+        const KINDS: [(u64, u32); 8] = [
+            (3, 0),
+            (1, 17),
+            (2, 18),
+            (4, 19),
+            (2, 23),
+            (1, 24),
+            (3, 25),
+            (4, 26),
+        ];
+        let kind = self.random.weighted(&KINDS).unwrap_or(0);
+        let domid = self.any_domid().to_string();
+        let other = self.any_domid().to_string();
+        let payload = match kind {
+            0 => self.control(&domid),
+            19 => words(&[&domid, &other]),
+            24 => {
+                let bits = self.random.word(&["0", "5", "7", "15", "14", "16", "x"]);
+                words(&[&domid, bits])
+            }
+            25 => match self.random.below(3) {
+                0 => Vec::new(),
+                1 => words(&[self.quota()]),
+                _ => words(&[&domid, self.quota()]),
+            },
+            26 => {
+                let name = self.quota();
+                let value = self.limit(name);
+                if self.random.chance(200) {
+                    words(&[name, &value])
+                } else {
+                    words(&[&domid, name, &value])
+                }
+            }
+            _ => words(&[&domid]),
+        };
+        (kind, payload)
+    }
+
+    /// What is no request, or hardly one.
+    pub(crate) fn malformed(&mut self) -> Draft {
+        let kind = if self.random.chance(900) {
+            u32::try_from(self.random.below(29)).unwrap_or_default()
+        } else {
+            u32::try_from(self.random.next() >> 32).unwrap_or_default()
+        };
+        let payload = match self.random.below(8) {
+            0 => self.noise(60),
+            1 => {
+                let byte = *self.random.pick(b"a/\x00\x31\xff").unwrap_or(&0);
+                vec![byte; self.random.index(4097)]
+            }
+            _ => {
+                let count = self.random.index(6);
+                let pieces = (0..count).map(|_| self.fragment());
+                pieces.collect::<Vec<_>>().concat()
+            }
+        };
+        (kind, payload)
+    }
+
+    /// Any request that fits a manner.
+    pub(crate) fn any(&mut self, manner: Manner) -> Draft {
+        match manner {
+            Manner::Malformed if self.random.chance(700) => self.malformed(),
+            Manner::Hostile | Manner::Flooding if self.random.chance(300) => self.malformed(),
+            _ if self.random.chance(20) => self.malformed(),
+            _ if self.random.chance(10) => self.administrative(),
+            _ => self.sensible(),
+        }
+    }
+
+    fn write(&mut self) -> Vec<u8> {
+        let mut payload = words(&[&self.path()]);
+        let value = format!("{}:{}", self.domid, self.serial);
+        payload.extend(value.as_bytes());
+        if self.random.chance(60) {
+            let more = self.random.index(2100);
+            payload.extend(std::iter::repeat_n(b'v', more));
+        }
+        payload
+    }
+
+    fn watch(&mut self) -> Vec<u8> {
+        let (path, token) = (self.watched(), self.token());
+        if self.random.chance(300) {
+            let depth = self.random.word(&["0", "1", "2", "9", "4294967295", "-1"]);
+            words(&[&path, token, depth])
+        } else if self.random.chance(20) {
+            words(&[&path, &"t".repeat(self.random.index(4000))])
+        } else {
+            words(&[&path, token])
+        }
+    }
+
+    fn set_perms(&mut self) -> Vec<u8> {
+        let path = match self.random.below(20) {
+            0 => self.special().to_owned(),
+            _ => self.path(),
+        };
+        let owner = match self.random.below(10) {
+            0 => self.any_domid(),
+            1 => 0,
+            _ => self.owner_of(&path),
+        };
+        let mut entries = vec![format!("{}{owner}", self.letter())];
+        for _ in 0..self.random.below(5) {
+            let domid = self.any_domid();
+            entries.push(format!("{}{domid}", self.letter()));
+        }
+        let mut all = vec![path.as_str()];
+        all.extend(entries.iter().map(String::as_str));
+        words(&all)
+    }
+
+    /// Who likely owns a node.
+    fn owner_of(&self, path: &str) -> u16 {
+        let home = path.strip_prefix("/local/domain/");
+        let named = home.and_then(|rest| rest.split('/').next()?.parse().ok());
+        named.unwrap_or(if path.starts_with(['/', '@']) {
+            0
+        } else {
+            self.domid
+        })
+    }
+
+    fn letter(&mut self) -> &'static str {
+        self.random.word(&["n", "r", "w", "b", "b"])
+    }
+
+    fn path(&mut self) -> String {
+        if self.random.chance(self.crowd) {
+            let name = self
+                .random
+                .word(&["/t", "/t/a", "/t/b", "/t/a/b", "/t/a/b/c", "/t/b/d"]);
+            return name.to_owned();
+        }
+        let name = self.random.word(&[
+            "a",
+            "b",
+            "a/b",
+            "a/b/c",
+            "data/x",
+            "data",
+            "device/vif/0/state",
+        ]);
+        let domid = 1 + self.random.below(self.domids.into());
+        match self.random.below(12) {
+            0..=5 => name.to_owned(),
+            6 => format!("/local/domain/{domid}"),
+            7 | 8 => format!("/local/domain/{domid}/{name}"),
+            9 => self
+                .random
+                .word(&["/", "/tool", "/tool/xenstored", "/local", "/local/domain"])
+                .to_owned(),
+            10 => format!("/t/{}", self.random.below(60)),
+            _ => format!("/nope/{name}"),
+        }
+    }
+
+    fn watched(&mut self) -> String {
+        match self.random.below(6) {
+            0 => self.special().to_owned(),
+            1 => format!(
+                "@releaseDomain/{}",
+                1 + self.random.below(self.domids.into())
+            ),
+            _ => self.path(),
+        }
+    }
+
+    fn special(&mut self) -> &'static str {
+        self.random.word(&[
+            "@introduceDomain",
+            "@releaseDomain",
+            "@releaseDomain",
+            "@x",
+            "@",
+        ])
+    }
+
+    fn token(&mut self) -> &'static str {
+        self.random.word(&["", "t", "u", "a/b", "v"])
+    }
+
+    fn any_domid(&mut self) -> u16 {
+        match self.random.below(12) {
+            0 => 0,
+            1 => *self
+                .random
+                .pick(&[31, 77, 32752, 32757, 40000])
+                .unwrap_or(&31),
+            _ => u16::try_from(1 + self.random.below(self.domids.into())).unwrap_or(1),
+        }
+    }
+
+    fn quota(&mut self) -> &'static str {
+        if self.random.chance(30) {
+            return "nonsense";
+        }
+        self.random.word(&QUOTAS)
+    }
+
+    /// A limit that is not too small to go on with.
+    fn limit(&mut self, name: &str) -> String {
+        let value = match name {
+            "memory" | "soft-memory" => 0,
+            "outstanding" => 4 + self.random.below(30),
+            "path-max" => 50 + self.random.below(2000),
+            "node-size" => 100 + self.random.below(2000),
+            "nodes" => 4 + self.random.below(60),
+            _ => self.random.below(20),
+        };
+        if self.random.chance(30) {
+            return self.random.word(&["-1", "x", "", "4294967296"]).to_owned();
+        }
+        value.to_string()
+    }
+
+    fn control(&mut self, domid: &str) -> Vec<u8> {
+        match self.random.below(12) {
+            0..=3 => words(&["check"]),
+            4 => words(&["quota", domid]),
+            5 => words(&["quota"]),
+            6 => words(&["quota", "max"]),
+            7 => words(&["counters", domid]),
+            8 => words(&["counters"]),
+            9 => words(&["memreport"]),
+            10 => words(&["help"]),
+            _ => words(&["nonsense", domid]),
+        }
+    }
+
+    fn fragment(&mut self) -> Vec<u8> {
+        const FRAGMENTS: [&[u8]; 22] = [
+            b"\0",
+            b"/",
+            b"//",
+            b"a",
+            b"a\0",
+            b"/t\0",
+            b"/t/a\0",
+            b"@",
+            b"@releaseDomain\0",
+            b"/local/domain/1\0",
+            b"/local/domain/",
+            b"T\0",
+            b"F\0",
+            b"n1\0",
+            b"r2\0",
+            b"b0\0",
+            b"-1\0",
+            b"0\0",
+            b"1\0",
+            b"4294967296\0",
+            b"\xff",
+            b"x",
+        ];
+        self.random
+            .pick(&FRAGMENTS)
+            .map(|piece| piece.to_vec())
+            .unwrap_or_default()
+    }
+
+    pub(crate) fn noise(&mut self, most: usize) -> Vec<u8> {
+        let count = self.random.index(most);
+        (0..count)
+            .map(|_| self.random.next().to_le_bytes()[0])
+            .collect()
+    }
+}
+
+/// Strings, each with its NUL.
+pub(crate) fn words(strings: &[&str]) -> Vec<u8> {
+    strings
+        .iter()
+        .flat_map(|text| [text.as_bytes(), b"\0"].concat())
+        .collect()
+}

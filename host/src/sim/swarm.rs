@@ -1,0 +1,112 @@
+//! What a seed makes of a run: which faults there are and how often, who the guests are, and how much they may have.
+//!
+//! Each run has few kinds of faults, and those often: so that each of them is seen without the others in its way, too.
+
+use model::{Limits, QUOTAS};
+
+use super::random::Random;
+
+/// How a guest behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Manner {
+    /// One request at a time, read at once.
+    Modest,
+    /// Many requests at a time, as Linux has them.
+    Pipelining,
+    /// Sends no events.
+    Lazy,
+    /// Its requests are no such.
+    Malformed,
+    /// As many requests as fit, and seldom looks at what comes.
+    Flooding,
+    /// Writes anything into its page at any time.
+    Hostile,
+}
+
+impl Manner {
+    const ALL: [Self; 6] = [
+        Self::Modest,
+        Self::Pipelining,
+        Self::Lazy,
+        Self::Malformed,
+        Self::Flooding,
+        Self::Hostile,
+    ];
+
+    /// Whether it keeps to the protocol, so that it is owed its replies in time.
+    pub(crate) fn is_honest(self) -> bool {
+        matches!(self, Self::Modest | Self::Pipelining | Self::Lazy)
+    }
+}
+
+/// The configuration of a run.
+#[derive(Clone, Debug)]
+pub(crate) struct Swarm {
+    /// Domids of guests are 1 to this.
+    pub(crate) domids: u16,
+    pub(crate) limits: Limits,
+    pub(crate) event_timeout_ms: u64,
+    /// Manners by weight.
+    pub(crate) manners: Vec<(u64, Manner)>,
+    /// How often things happen, of a thousand steps.
+    pub(crate) lives: u64,
+    pub(crate) deaths: u64,
+    pub(crate) faults: u64,
+    pub(crate) waits: u64,
+    pub(crate) transactions: u64,
+    /// Requests of one guest in this many refer to few nodes, so that they meet.
+    pub(crate) crowd: u64,
+    /// Calls may fail.
+    pub(crate) refusals: bool,
+    /// The virtual interrupt may be lost.
+    pub(crate) lost_deaths: bool,
+    /// Memory may be short.
+    pub(crate) memory: bool,
+    /// The clock may go back.
+    pub(crate) clock: bool,
+    /// The server may be replaced by one that was made from its state.
+    pub(crate) renewal: bool,
+}
+
+impl Swarm {
+    pub(crate) fn new(random: &mut Random) -> Self {
+        let manners = Manner::ALL.map(|manner| (random.below(4), manner)).to_vec();
+        let memory = random.chance(250);
+        let clock = random.chance(200);
+        Self {
+            domids: 2 + u16::try_from(random.below(9)).unwrap_or_default(),
+            limits: limits(random, memory),
+            event_timeout_ms: if clock { 0 } else { 20_000 },
+            manners,
+            lives: 5 + random.below(30),
+            deaths: random.below(12),
+            faults: if random.chance(500) {
+                random.below(40)
+            } else {
+                0
+            },
+            waits: random.below(60),
+            transactions: random.below(700),
+            crowd: random.below(1000),
+            refusals: random.chance(350),
+            lost_deaths: random.chance(300),
+            memory,
+            clock,
+            renewal: random.chance(600),
+        }
+    }
+}
+
+/// Small limits, so that they are met; those of memory only where it matters.
+fn limits(random: &mut Random, memory: bool) -> Limits {
+    let mut limits = [1000, 128, 20, 0, 0, 10, 1024, 5, 2048, 2048];
+    debug_assert_eq!(limits.len(), QUOTAS.len());
+    let small = [12, 5, 3, 60_000, 20_000, 2, 9, 3, 60, 120];
+    for (limit, small) in limits.iter_mut().zip(small) {
+        let is_memory = small > 10_000;
+        if random.chance(350) && (memory || !is_memory) {
+            *limit = small + u32::try_from(random.below(u64::from(small))).unwrap_or_default();
+        }
+    }
+    limits
+}
