@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use kernel::config::Config;
 use kernel::dispatch::Dispatcher;
 use kernel::fake::FakeXen;
+use kernel::ring::RING_BYTES;
 use log::{debug, warn};
 use mio::event::Event;
 use mio::net::{UnixListener, UnixStream};
@@ -22,7 +23,7 @@ use xenstore::wire::{HEADER_SIZE, Header, Kind};
 use xenstore::{ConnId, DomId, EvtchnPort, Instant, Progress, Server, Settings};
 
 use crate::daemon::{bind, is_trusted};
-use crate::guest_ring::{GuestRing, RING_BYTES};
+use crate::guest_ring::GuestRing;
 
 /// Most fake domains: far fewer than ports or domids, and each takes two open files.
 const DOMAINS_MAX: u16 = 1000;

@@ -1,21 +1,8 @@
 //! A guest's own end of its xenstore ring, as a well-behaved kernel holds it (xs_wire.h, protocol.md section 7).
 
 use kernel::fake::FakePage;
+use kernel::ring::{CONNECTION, ERROR, EVTCHN_PORT, RECONNECT, REPLIES, REQUESTS, RING_BYTES};
 use kernel::xen::Page as _;
-
-/// Bytes each way.
-pub(crate) const RING_BYTES: usize = 1024;
-
-const REPLIES: usize = RING_BYTES;
-const REQUEST_CONS: usize = 2048;
-const REQUEST_PROD: usize = 2052;
-const REPLY_CONS: usize = 2056;
-const REPLY_PROD: usize = 2060;
-const CONNECTION: usize = 2068;
-const ERROR: usize = 2072;
-const EVTCHN_PORT: usize = 2076;
-/// `XENSTORE_RECONNECT`
-const RECONNECT: u32 = 1;
 
 /// The page, seen by the domain that granted it. A server that moves its indices wrongly finds a full or an empty ring, no more.
 pub(crate) struct GuestRing {
@@ -49,7 +36,7 @@ impl GuestRing {
 
     /// Whether the server has begun a new connection that this end did not ask for, as the toolstack can make it.
     pub(crate) fn is_renewed(&self) -> bool {
-        let there = (self.page.load(REQUEST_PROD), self.page.load(REPLY_CONS));
+        let there = (self.page.load(REQUESTS.prod), self.page.load(REPLIES.cons));
         there != (self.request_prod, self.reply_cons)
     }
 
@@ -66,34 +53,34 @@ impl GuestRing {
 
     /// How many bytes may be sent now.
     pub(crate) fn room(&self) -> usize {
-        RING_BYTES - distance(self.page.load(REQUEST_CONS), self.request_prod)
+        RING_BYTES - distance(self.page.load(REQUESTS.cons), self.request_prod)
     }
 
     /// Sends `bytes`, no more than there is room for.
     pub(crate) fn send(&mut self, bytes: &[u8]) {
         let prod = self.request_prod;
         let (head, tail) = bytes.split_at(to_wrap(prod).min(bytes.len()));
-        self.page.write(position(prod), head);
-        self.page.write(0, tail);
+        self.page.write(REQUESTS.bytes + position(prod), head);
+        self.page.write(REQUESTS.bytes, tail);
         self.request_prod = moved(prod, bytes.len());
-        self.page.store(REQUEST_PROD, self.request_prod);
+        self.page.store(REQUESTS.prod, self.request_prod);
     }
 
     /// The bytes that came, at the beginning of `into`; they stay until [`GuestRing::consume`].
     pub(crate) fn peek<'a>(&self, into: &'a mut [u8; RING_BYTES]) -> &'a [u8] {
         let cons = self.reply_cons;
-        let used = distance(cons, self.page.load(REPLY_PROD));
+        let used = distance(cons, self.page.load(REPLIES.prod));
         let bytes = into.get_mut(..used).unwrap_or_default();
         let (head, tail) = bytes.split_at_mut(to_wrap(cons).min(used));
-        self.page.read(REPLIES + position(cons), head);
-        self.page.read(REPLIES, tail);
+        self.page.read(REPLIES.bytes + position(cons), head);
+        self.page.read(REPLIES.bytes, tail);
         bytes
     }
 
     /// Takes `count` of the bytes that came out of the ring.
     pub(crate) fn consume(&mut self, count: usize) {
         self.reply_cons = moved(self.reply_cons, count);
-        self.page.store(REPLY_CONS, self.reply_cons);
+        self.page.store(REPLIES.cons, self.reply_cons);
     }
 }
 

@@ -13,6 +13,7 @@ use cases::{Exception, play_all};
 use kernel::config::Config;
 use kernel::dispatch::Dispatcher;
 use kernel::fake::{Call, FakePage, FakeXen};
+use kernel::ring::{self, CONNECTION, ERROR, EVTCHN_PORT, RECONNECT, REPLIES, REQUESTS};
 use kernel::xen::{Page as _, XenError};
 use xenstore::{DomId, EvtchnPort, Progress, Server, Settings};
 
@@ -39,18 +40,9 @@ const DOM0: u16 = 0;
 const STORE: u16 = 31;
 /// Event channel ports that each domain has: the texts name 7 and 8.
 const PORTS: u32 = 8;
-/// Bytes each way, and where their indices and the words of the page lie (xs_wire.h).
+/// Bytes each way, as the indices count them.
 const RING_BYTES: u32 = 1024;
-const REPLIES: usize = 1024;
-const REQUEST_CONS: usize = 2048;
-const REQUEST_PROD: usize = 2052;
-const REPLY_CONS: usize = 2056;
-const REPLY_PROD: usize = 2060;
-const CONNECTION: usize = 2068;
-const ERROR: usize = 2072;
-const EVTCHN_PORT: usize = 2076;
-/// `XENSTORE_RECONNECT`
-const RECONNECT: u32 = 1;
+const _: () = assert!(RING_BYTES as usize == ring::RING_BYTES);
 /// `GNTST_bad_gntref` (grant_table.h), as a positive number.
 const BAD_GRANT: XenError = XenError(3);
 /// Far more than any case needs: a dispatcher that is still busy then never stops.
@@ -245,7 +237,7 @@ impl Guest {
     /// Moves what can be moved in both directions; whether anything did.
     fn exchange(&mut self, xen: &FakeXen) -> bool {
         let own = (self.request_prod, self.reply_cons);
-        if own != (self.page.load(REQUEST_PROD), self.page.load(REPLY_CONS)) {
+        if own != (self.page.load(REQUESTS.prod), self.page.load(REPLIES.cons)) {
             *self = Self::new(self.domid, self.page.clone());
         }
         let moved = self.put() + self.take();
@@ -256,7 +248,9 @@ impl Guest {
     }
 
     fn put(&mut self) -> u32 {
-        let used = self.request_prod.wrapping_sub(self.page.load(REQUEST_CONS));
+        let used = self
+            .request_prod
+            .wrapping_sub(self.page.load(REQUESTS.cons));
         let mut moved = 0;
         while used + moved < RING_BYTES
             && let Some(byte) = self.outbox.pop_front()
@@ -265,23 +259,23 @@ impl Guest {
             self.request_prod = self.request_prod.wrapping_add(1);
             moved += 1;
         }
-        self.page.store(REQUEST_PROD, self.request_prod);
+        self.page.store(REQUESTS.prod, self.request_prod);
         moved
     }
 
     fn take(&mut self) -> u32 {
-        let there = self.page.load(REPLY_PROD).wrapping_sub(self.reply_cons);
+        let there = self.page.load(REPLIES.prod).wrapping_sub(self.reply_cons);
         if !self.reading {
             return 0;
         }
         for _ in 0..there {
             let mut byte = [0];
             self.page
-                .read(REPLIES + position(self.reply_cons), &mut byte);
+                .read(REPLIES.bytes + position(self.reply_cons), &mut byte);
             self.inbox.extend(byte);
             self.reply_cons = self.reply_cons.wrapping_add(1);
         }
-        self.page.store(REPLY_CONS, self.reply_cons);
+        self.page.store(REPLIES.cons, self.reply_cons);
         there
     }
 
@@ -295,14 +289,14 @@ impl Guest {
     /// Shows the server a full ring: what it writes now, it must keep.
     fn stop_reading(&mut self) {
         self.reading = false;
-        self.reply_cons = self.page.load(REPLY_PROD).wrapping_sub(RING_BYTES);
-        self.page.store(REPLY_CONS, self.reply_cons);
+        self.reply_cons = self.page.load(REPLIES.prod).wrapping_sub(RING_BYTES);
+        self.page.store(REPLIES.cons, self.reply_cons);
     }
 
     fn read_again(&mut self, xen: &FakeXen) {
         self.reading = true;
-        self.reply_cons = self.page.load(REPLY_PROD);
-        self.page.store(REPLY_CONS, self.reply_cons);
+        self.reply_cons = self.page.load(REPLIES.prod);
+        self.page.store(REPLIES.cons, self.reply_cons);
         self.signal(xen);
     }
 
@@ -312,9 +306,9 @@ impl Guest {
     }
 
     fn break_ring(&mut self, xen: &FakeXen) {
-        let cons = self.page.load(REQUEST_CONS);
+        let cons = self.page.load(REQUESTS.cons);
         self.request_prod = cons.wrapping_add(RING_BYTES + 1);
-        self.page.store(REQUEST_PROD, self.request_prod);
+        self.page.store(REQUESTS.prod, self.request_prod);
         self.signal(xen);
     }
 }

@@ -12,8 +12,9 @@ use core::fmt;
 
 use log::{error, info, warn};
 use xenstore::{
-    Action, ConnId, Counter, DomId, DomainEvent, Errno, EvtchnPort, Features, GrantRef, Identity,
-    Instant, Outcome, Progress, ProtocolFault, Server, Spell, UniqueId, wire::PAYLOAD_MAX,
+    Action, Budget, ConnId, Counter, DomId, DomainEvent, Errno, EvtchnPort, Features, GrantRef,
+    Identity, Instant, Outcome, Progress, ProtocolFault, Server, Spell, UniqueId,
+    wire::PAYLOAD_MAX,
 };
 
 use crate::config::Config;
@@ -37,10 +38,6 @@ const COST_A_ROUND: u32 = 64;
 
 /// Ends of domains dealt with in a round, as long as they cost no more than requests may.
 const ENDS_A_ROUND: usize = 32;
-
-/// Free memory below this part of all is kept for the toolstack, for the ends of domains and for the replies that wait, in per cent: no
-/// guest's bytes are taken. It is more than all that a round can take, which is two messages for each look and what the store may spend.
-const RESERVE: u64 = 5;
 
 /// The store at work in a machine.
 pub struct Dispatcher<X: Xen> {
@@ -171,8 +168,7 @@ impl<X: Xen> Dispatcher<X> {
         }
         self.collect();
         self.bury();
-        self.weigh_memory();
-        let ran = self.server.run(now, COST_A_ROUND);
+        let ran = self.run_store(now);
         let acted = self.act();
         while let Some(conn) = self.server.poll_ready() {
             match self.links.with_conn(conn) {
@@ -188,18 +184,23 @@ impl<X: Xen> Dispatcher<X> {
         }
     }
 
-    /// Tells the store what memory is left. While that is the reserve alone, guests wait; they all get a look when it is over.
-    fn weigh_memory(&mut self) {
-        let MemoryLeft { free, total } = self.xen.memory();
-        self.server.handle_memory(free, total);
-        let short = free.saturating_mul(100) < total.saturating_mul(RESERVE);
-        if core::mem::replace(&mut self.short, short) == short {
-            return;
+    /// Lets the store run, with an eye on what memory is left.
+    fn run_store(&mut self, now: Instant) -> Progress {
+        let mut budget = Budget::new(COST_A_ROUND);
+        let mut progress = Progress::More;
+        while !budget.is_used_up() {
+            self.weigh_memory(now);
+            progress = self.server.run_slice(now, &mut budget);
         }
-        if short {
-            error!("memory: {free} of {total} bytes are left, guests' requests wait");
-        } else {
-            info!("memory: {free} of {total} bytes are left, guests' requests are taken again");
+        progress
+    }
+
+    /// Tells the store what memory is left. While that is the reserve alone, guests wait; they all get a look when it is over.
+    fn weigh_memory(&mut self, now: Instant) {
+        let MemoryLeft { free, total } = self.xen.memory();
+        self.server.handle_memory(now, free, total);
+        let short = self.server.is_at_reserve();
+        if core::mem::replace(&mut self.short, short) && !short {
             let waiting: Vec<DomId> = self.links.domids().collect();
             for domid in waiting {
                 self.links.grant(domid, Look::Asked);

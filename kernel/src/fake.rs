@@ -639,8 +639,8 @@ impl Memory for FakeXen {
     fn memory(&mut self) -> MemoryLeft {
         let world = self.0.borrow();
         let percent = || MemoryLeft {
-            free: u64::from(100_u8.saturating_sub(world.memory_taken)),
-            total: 100,
+            free: u64::from(100_u8.saturating_sub(world.memory_taken)) << 20,
+            total: 100 << 20,
         };
         world.measure.map_or_else(percent, |measure| measure())
     }

@@ -201,7 +201,10 @@ pub const FEATURES: usize = REPLIES.prod + WORD;
 pub const CONNECTION: usize = FEATURES + WORD;
 /// An [`ErrorWord`].
 pub const ERROR: usize = CONNECTION + WORD;
-const EVTCHN_PORT: usize = ERROR + WORD;
+/// The port that Xen itself filled in for a domain that it built.
+pub const EVTCHN_PORT: usize = ERROR + WORD;
+/// In [`CONNECTION`]: the domain asks (`XENSTORE_RECONNECT`).
+pub const RECONNECT: u32 = 1;
 
 const CONNECTED: u32 = 0;
 const WORD: usize = size_of::<u32>();

@@ -37,6 +37,7 @@ main() {
     plays 0 "sends an event for every eighth request" notifies-sometimes 1 " is lazy: it sent no event"
 
     step 120 "eight at once beside the honest one, destroyed in the middle of it" all_at_once
+    step 120 "four that want more memory than there is: dom0 does everything, guests come and go" memory_is_short
     step 20 "nodes, watches, connections, ports and grants are as many as before" same_count
     step 20 "the honest guest is let go; only the store is left" end_of_honest
     finish
@@ -162,6 +163,40 @@ all_at_once() {
     for role in $crowd; do
         nothing_left "$role"
     done
+}
+
+# The store's domain has 8 MiB. Whoever is refused memory is counted, and all of it is there again afterwards.
+memory_is_short() {
+    figures_before=$(said honest "requests, p50")
+    for n in 1 2 3 4; do
+        tiny "fills$n" fills-memory "spell-ms=3600000 wait-for=/testbed/start"
+        xl unpause "fills$n"
+    done
+    watch short /testbed/key
+    xenstore-write /testbed/start now
+    xenstore-chmod /testbed/start r0
+    eventually 60 has_said Xenstore "memory: short"
+    rounds=0 slowest_cs=0
+    while [ "$rounds" -lt 5 ]; do
+        dom0_works short
+    done
+    unwatch short >/dev/null
+    tiny late quiet
+    xl unpause late
+    eventually 20 has_said late "hello"
+    xl destroy late
+    nothing_left late
+    xenstore-control counters | grep -q "^refused-store-memory: "
+    for n in 1 2 3 4; do
+        xl destroy "fills$n"
+    done
+    for n in 1 2 3 4; do
+        nothing_left "fills$n"
+    done
+    eventually 20 has_said Xenstore "memory: enough for all"
+    xenstore-rm /testbed/start
+    eventually 20 honest_goes_on "$figures_before"
+    echo "note: dom0 worked $rounds times, slowest $((slowest_cs * 10)) ms; honest: $(honest_figures "$figures_before")"
 }
 
 # What a guest has left in its ring must not keep the store awake: the honest one's requests need less than half of its time.

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use kernel::hypervisor::{Machine, OwnPage};
-use kernel::ring::{CONNECTION, Direction, ERROR, REPLIES, REQUESTS, RING_BYTES};
+use kernel::ring::{CONNECTION, Direction, ERROR, RECONNECT, REPLIES, REQUESTS, RING_BYTES};
 use kernel::xen::{Clock as _, Events as _, LocalPort, Page as _, PendingPorts};
 use xenstore::wire::{HEADER_SIZE, Header, Kind, PAYLOAD_MAX};
 use xenstore::{Instant, ReqId};
@@ -242,7 +242,7 @@ impl Guest {
 
     /// Asks for a fresh start, and answers whether it was granted within five seconds.
     pub(crate) fn reconnect(&mut self) -> bool {
-        self.page.store(CONNECTION, 1);
+        self.page.store(CONNECTION, RECONNECT);
         self.notify();
         self.events.clear();
         self.until_ms(5000, |guest| guest.page.load(CONNECTION) == 0)

@@ -38,6 +38,7 @@ const ROLES: &[Role] = &[
     role("floods-watches", floods_watches),
     role("floods-transactions", floods_transactions),
     role("floods-nodes", floods_nodes),
+    role("fills-memory", fills_memory),
     role("floods-events", floods_events),
     role("floods-reconnects", floods_reconnects),
     role("scribbles", scribbles),
@@ -289,6 +290,29 @@ fn floods_nodes(guest: &mut Guest) {
     let deep = [b"data".as_slice(), &b"/d".repeat(280)].concat();
     let is_deep = guest.ask(Kind::Mkdir, 0, &strings([&deep])).is_ok();
     debug!("refused at {made} nodes, deep path {is_deep}");
+}
+
+/// Takes all the memory that it may have, and keeps alive what it changes; then writes all of it again and again.
+fn fills_memory(guest: &mut Guest) {
+    const NODES: u32 = 1000;
+    /// Nodes in one directory.
+    const CHILDREN: u32 = 50;
+    let value = [b'x'; 1900];
+    let request = |n: u32| write(&format!("data/{}/{n}", n / CHILDREN), &value);
+    let is_made = |n: &u32| guest.ask(Kind::Write, 0, &request(*n)).is_ok();
+    let made = u32::try_from((0..NODES).take_while(is_made).count()).unwrap_or(0);
+    debug!("{made} nodes");
+    let mut open = 0_u32;
+    let end = guest.end_of_spell();
+    while guest.machine.now() < end {
+        open = open.saturating_add(u32::from(begin(guest).is_some()));
+        let token = format!("{open}{}", "t".repeat(1900));
+        let _ = guest.ask(Kind::Watch, 0, &strings([b"data", token.as_bytes()]));
+        for n in 0..made {
+            let _ = guest.ask(Kind::Write, 0, &request(n));
+        }
+    }
+    debug!("{made} nodes, {open} transactions");
 }
 
 /// Sends events and nothing else, as fast as it can.

@@ -106,7 +106,15 @@ struct GuestChange {
 pub(crate) struct Opening {
     /// How many changes there were when it began.
     changes: u64,
+    since: Instant,
     _open: Rc<()>,
+}
+
+impl Opening {
+    /// When it began.
+    pub(crate) fn since(&self) -> Instant {
+        self.since
+    }
 }
 
 /// Why a transaction could not be merged.
@@ -118,12 +126,13 @@ pub(crate) struct Conflict {
 
 impl History {
     /// For a transaction that begins.
-    pub(crate) fn open(&mut self) -> Opening {
+    pub(crate) fn open(&mut self, now: Instant) -> Opening {
         if !self.is_open() {
             self.changes.clear();
         }
         Opening {
             changes: self.count,
+            since: now,
             _open: Rc::clone(&self.open),
         }
     }
@@ -342,9 +351,9 @@ mod tests {
 
     fn blamed(changes: &[(u16, Change<Tree>)], path: &str) -> Vec<u16> {
         let mut history = History::default();
-        let before = history.open();
+        let before = history.open(Instant(0));
         history.keep(domain(9), &change("/a/b", 0, false));
-        let opening = history.open();
+        let opening = history.open(Instant(0));
         for (domid, change) in changes {
             history.keep(domain(*domid), change);
         }
@@ -386,7 +395,7 @@ mod tests {
     #[test]
     fn the_history_is_bounded_and_forgets_when_nothing_is_open() {
         let mut history = History::default();
-        let opening = history.open();
+        let opening = history.open(Instant(0));
         assert!(history.is_open() && !history.is_open_besides(1));
         for number in 0..1000 {
             history.keep(domain(2), &change(&format!("/{number}"), 1, false));
@@ -396,7 +405,7 @@ mod tests {
         assert!(history.changes.iter().all(|change| change.is_listed));
         drop(opening);
         assert!(!history.is_open());
-        let _opening = history.open();
+        let _opening = history.open(Instant(0));
         assert_eq!(history.changes.len(), 0);
     }
 }

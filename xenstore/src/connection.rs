@@ -128,6 +128,17 @@ impl<S: Storage> Connections<S> {
         self.places.iter().filter_map(opened)
     }
 
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Connection<S>> {
+        self.places
+            .values_mut()
+            .flatten()
+            .map(|connection| &mut **connection)
+    }
+
+    pub(crate) fn ids(&self) -> impl Iterator<Item = ConnId> {
+        self.places.keys().map(ConnId)
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Connection<S>> {
         self.places
             .values()

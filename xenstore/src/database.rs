@@ -14,7 +14,7 @@ use crate::domain::{Domain, Domains};
 use crate::effects::{Editor, Effects, footprint};
 use crate::features::Features;
 use crate::ids::{DomId, EvtchnPort, Generation};
-use crate::memory::{self, Supply};
+use crate::memory::{self, Lack, Supply};
 use crate::path::{Components, NamedPath, PathRef};
 use crate::quota::{Quota, Quotas, within};
 use crate::refusal::Reason;
@@ -393,9 +393,10 @@ impl<S: Storage> Work<'_, '_, S> {
     fn touch(&mut self, path: PathRef<'_>) -> Result<(), Errno> {
         let limit = self.setting.limit(Quota::TransactionNodes);
         match &mut self.touched {
-            Some(touched) => touched
-                .add(path, limit)
-                .inspect_err(|_| self.setting.refuse(Quota::TransactionNodes, limit)),
+            Some(touched) => touched.add(path, limit).inspect_err(|errno| match errno {
+                Errno::ENOSPC => self.setting.refuse(Quota::TransactionNodes, limit),
+                _ => Lack::Store(0).count(self.setting.counters, self.setting.now),
+            }),
             None => Ok(()),
         }
     }

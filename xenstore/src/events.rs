@@ -173,7 +173,7 @@ impl<S: Storage> Server<S> {
         let Some(connection) = self.connections.get_mut(conn) else {
             return;
         };
-        if !has_room {
+        if !has_room || !connection.privileged && !connection.output.makes_room() {
             connection.lost.insert(id);
             connection.counters.count(Counter::EventsLost);
             self.note_lost(id);
@@ -197,6 +197,7 @@ impl<S: Storage> Server<S> {
             self.ready.push_back(conn);
         }
         self.events = self.events.wrapping_add(1);
+        self.take_memory(bytes);
         self.charge_cause(bytes);
         if !privileged {
             self.account(conn);

@@ -69,6 +69,7 @@ pub use ids::{ConnId, DomId, EvtchnPort, GrantRef, Identity, ReqId, Ticket, Uniq
 pub use journal::{Entry, Noted};
 pub use path::Path;
 pub use quota::{Quota, Quotas};
+pub use run::Budget;
 pub use server::{Action, DomainEvent, Outcome, Progress, Server, Settings};
 pub use spell::{Spell, Untold};
 pub use storage::{FlatMap, Storage, Tree};

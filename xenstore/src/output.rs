@@ -211,6 +211,11 @@ impl Output {
         self.replies
     }
 
+    /// Makes room for one more message; whether there is memory in one piece for it.
+    pub(crate) fn makes_room(&mut self) -> bool {
+        self.messages.try_reserve(1).is_ok()
+    }
+
     /// Queues a reply, and gives the bytes that it costs.
     pub(crate) fn reply(&mut self, header: Header, payload: Payload, cause: Option<Cause>) -> u64 {
         self.replies = self.replies.saturating_add(1);

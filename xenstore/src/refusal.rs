@@ -14,15 +14,22 @@ pub(crate) enum Reason {
     ConflictCredit,
     /// It changed too much while others had transactions open.
     WriteCredit,
+    /// It had a transaction open for long while the store had little memory left.
+    OpenTransaction,
 }
 
 /// How many there are.
-pub(crate) const REASONS: usize = Quota::COUNT + 3;
+pub(crate) const REASONS: usize = Quota::COUNT + 4;
 
 impl Reason {
     /// Each, in order of [`Reason::place`].
     pub(crate) fn all() -> impl Iterator<Item = Self> {
-        let others = [Self::StoreMemory, Self::ConflictCredit, Self::WriteCredit];
+        let others = [
+            Self::StoreMemory,
+            Self::ConflictCredit,
+            Self::WriteCredit,
+            Self::OpenTransaction,
+        ];
         Quota::all().map(Self::Quota).chain(others)
     }
 
@@ -33,6 +40,7 @@ impl Reason {
             Self::StoreMemory => 0,
             Self::ConflictCredit => 1,
             Self::WriteCredit => 2,
+            Self::OpenTransaction => 3,
         };
         Quota::COUNT.saturating_add(behind_quotas)
     }
@@ -43,6 +51,7 @@ impl Reason {
             Self::StoreMemory => "store-memory",
             Self::ConflictCredit => "conflict-credit",
             Self::WriteCredit => "write-credit",
+            Self::OpenTransaction => "open-transaction",
         }
     }
 
@@ -51,6 +60,7 @@ impl Reason {
         match self {
             Self::Quota(Quota::Outstanding) | Self::ConflictCredit | Self::WriteCredit => "held",
             Self::Quota(Quota::SoftMemory) => "above",
+            Self::OpenTransaction => "ended",
             Self::Quota(_) | Self::StoreMemory => "refused",
         }
     }
@@ -64,6 +74,9 @@ impl fmt::Display for Reason {
             Self::StoreMemory => f.write_str("bytes while the store has little memory left"),
             Self::ConflictCredit => f.write_str("conflict credit used up"),
             Self::WriteCredit => f.write_str("write credit used up"),
+            Self::OpenTransaction => {
+                f.write_str("a transaction open for more ms while the store has little memory left")
+            }
         }
     }
 }

@@ -134,7 +134,7 @@ impl<S: Storage> Server<S> {
         }
         let connection = self.connections.get_mut(conn).ok_or(Errno::EIO)?;
         let log = self.spare_log.take().unwrap_or_default();
-        let opening = self.history.open();
+        let opening = self.history.open(self.now);
         let transaction = Transaction::start(&self.store.nodes, &self.domains, opening, log);
         let id = connection.transactions.add(transaction);
         Ok(Answer::Text(format!("{id}")))

@@ -17,11 +17,51 @@ use crate::turns::Served;
 use crate::wire::{Errno, Header, Kind, PAYLOAD_MAX};
 
 /// Replies that may wait for a client without the quota `outstanding` before no more of its requests are run.
-const REPLIES_MAX: usize = 1024;
+pub(crate) const REPLIES_MAX: usize = 1024;
+/// What is run before the host may want to see what memory is left.
+const SLICE: u32 = 8;
 /// What running a request costs of the budget, at least.
 const REQUEST_COST: u64 = 1;
 /// Bytes of a payload that cost as much as the request itself.
 const BYTES_PER_COST: usize = 256;
+
+/// What may be spent on requests, in the units of [`Server::run`].
+#[derive(Debug)]
+pub struct Budget {
+    left: u32,
+    is_untouched: bool,
+}
+
+impl Budget {
+    /// So much, or one request that costs more.
+    #[must_use]
+    pub const fn new(left: u32) -> Self {
+        Self {
+            left,
+            is_untouched: true,
+        }
+    }
+
+    /// Whether nothing is left, or nobody wants it.
+    #[must_use]
+    pub const fn is_used_up(&self) -> bool {
+        self.left == 0
+    }
+
+    /// What the next request may cost.
+    fn at_most(&self) -> u64 {
+        if self.is_untouched {
+            u64::MAX
+        } else {
+            self.left.into()
+        }
+    }
+
+    fn spend(&mut self, cost: u32) {
+        self.left = self.left.saturating_sub(cost);
+        self.is_untouched = false;
+    }
+}
 
 /// C: the work.
 impl<S: Storage> Server<S> {
@@ -31,15 +71,26 @@ impl<S: Storage> Server<S> {
     /// A request costs 1, and 1 more for each 256 bytes of payload, each event that it makes, each change, each 4 nodes of a tree that it
     /// removes, and each request that runs again when a transaction ends.
     pub fn run(&mut self, now: Instant, budget: u32) -> Progress {
+        let mut budget = Budget::new(budget);
+        let mut progress = Progress::More;
+        while !budget.is_used_up() {
+            progress = self.run_slice(now, &mut budget);
+        }
+        progress
+    }
+
+    /// As [`Server::run`], a little of it: the host can say in between what memory is left.
+    pub fn run_slice(&mut self, now: Instant, budget: &mut Budget) -> Progress {
         self.now = now;
         self.journal.note(|| Entry::Run(now));
-        let mut left = budget;
-        let mut at_most = u64::MAX;
-        while left > 0
-            && let Some((conn, begins)) = self.turns.next(at_most)
-        {
-            left = left.saturating_sub(self.serve_next(conn, begins));
-            at_most = left.into();
+        let end = budget.left.saturating_sub(SLICE);
+        while budget.left > end {
+            let Some((conn, begins)) = self.turns.next(budget.at_most()) else {
+                budget.left = 0;
+                break;
+            };
+            let cost = self.serve_next(conn, begins);
+            budget.spend(cost);
         }
         if self.turns.is_empty() {
             Progress::Idle
@@ -104,12 +155,20 @@ impl<S: Storage> Server<S> {
             && connection.held.is_none()
             && connection.waiting.is_none()
             && connection.input.is_whole()
-            && connection.output.replies() < REPLIES_MAX
+            && connection.output.replies() < self.replies_max(connection)
             && (bugs::XSA_326
                 || within(
                     outstanding.saturating_add(1),
                     self.limit_of(connection, Quota::Outstanding),
                 ))
+    }
+
+    fn replies_max(&self, connection: &Connection<S>) -> usize {
+        if connection.privileged {
+            REPLIES_MAX
+        } else {
+            self.supply.replies_max()
+        }
     }
 
     /// The request of a connection, if it has one that may run; and as what it makes others work, if its client is unprivileged.

@@ -17,7 +17,7 @@ use crate::effects::Effects;
 use crate::features::Features;
 use crate::ids::{ConnId, DomId, EvtchnPort, Identity, Ticket};
 use crate::journal::{Entry, Journal};
-use crate::memory::Supply;
+use crate::memory::{Left, Supply};
 use crate::output::Cause;
 use crate::quota::{Peaks, Quotas};
 use crate::storage::{Storage, Tree};
@@ -152,6 +152,7 @@ pub struct Server<S: Storage = Tree> {
     pub(crate) ready: VecDeque<ConnId>,
     /// What the host has for all this.
     pub(crate) supply: Supply,
+    pub(crate) left: Left,
     /// The most of each that was seen, for the administrator.
     pub(crate) peaks: Peaks,
     /// Each request and reply gets a line in the log.
@@ -257,6 +258,7 @@ impl<S: Storage> Server<S> {
             holds: BTreeSet::new(),
             ready: VecDeque::new(),
             supply: Supply::default(),
+            left: Left::default(),
             peaks: Peaks::default(),
             traces: false,
             is_release_untold: false,
@@ -345,14 +347,6 @@ impl<S: Storage> Server<S> {
         self.note(conn, |domid| Entry::Reset { domid });
         self.count(conn, Counter::Resets);
         self.clear(conn);
-    }
-
-    /// The host has `free` bytes of `total` left. When that becomes little, unprivileged domains may take no more (hostility.md 5.4).
-    pub fn handle_memory(&mut self, free: u64, total: u64) {
-        let supply = Supply::of(free, total);
-        if core::mem::replace(&mut self.supply, supply) != supply {
-            log::warn!("memory: {supply}, {free} of {total} bytes free");
-        }
     }
 
     /// Time has passed: drops events that were left unread too long, lets those go on who have credit again, and shows what was counted.

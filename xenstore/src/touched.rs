@@ -25,6 +25,9 @@ pub(crate) struct Touched {
     pub(crate) overflowed: bool,
 }
 
+/// Bytes of a touch besides its path, with its place in the table.
+const TOUCH_BYTES: usize = 64;
+
 struct Touch {
     digest: u64,
     /// Where its path begins and ends.
@@ -58,10 +61,16 @@ impl Touched {
         (touches, self.paths.capacity())
     }
 
+    /// Bytes that they take.
+    pub(crate) fn bytes(&self) -> u64 {
+        let entries = self.touches.len().saturating_mul(TOUCH_BYTES);
+        u64::try_from(entries.saturating_add(self.paths.len())).unwrap_or(u64::MAX)
+    }
+
     /// Notes a path.
     ///
     /// # Errors
-    /// ENOSPC if `limit` paths (0: any number) are there and this is another.
+    /// ENOSPC if `limit` paths (0: any number) are there and this is another; ENOMEM if there is no memory in one piece for so many.
     pub(crate) fn add(&mut self, path: PathRef<'_>, limit: u32) -> Result<(), Errno> {
         let digest = digest(path.as_str());
         if let Some(at) = self.find(digest, path) {
@@ -72,6 +81,10 @@ impl Touched {
         if !within(count.saturating_add(1), limit) {
             self.overflowed = true;
             return Err(Errno::ENOSPC);
+        }
+        if self.make_room(path).is_none() {
+            self.overflowed = true;
+            return Err(Errno::ENOMEM);
         }
         let Self {
             touches,
@@ -92,6 +105,14 @@ impl Touched {
             mark: None,
         });
         Ok(())
+    }
+
+    fn make_room(&mut self, path: PathRef<'_>) -> Option<()> {
+        let touches = &self.touches;
+        let digest = |at: &usize| touches.get(*at).map_or(0, |touch| touch.digest);
+        self.table.try_reserve(1, digest).ok()?;
+        self.touches.try_reserve(1).ok()?;
+        self.paths.try_reserve(path.as_str().len()).ok()
     }
 
     /// Notes what was done to a node that was touched.

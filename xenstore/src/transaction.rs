@@ -10,6 +10,7 @@ use alloc::vec::Vec;
 #[cfg(feature = "journal")]
 use alloc::{format, string::String};
 use core::mem;
+use core::time::Duration;
 
 use crate::answer::Answer;
 use crate::bugs;
@@ -22,6 +23,7 @@ use crate::path::Path;
 use crate::quota::{Quota, within};
 use crate::run::cost_of;
 use crate::storage::Storage;
+use crate::time::Instant;
 use crate::touched::Touched;
 use crate::watch::Watches;
 use crate::wire::{Errno, Kind, strings};
@@ -138,6 +140,19 @@ impl<S: Storage> Transactions<S> {
         self.spare.take()
     }
 
+    /// Gives up those that are open for so long, with all that they hold; answers how many these are. `none` is a store without anything.
+    pub(crate) fn give_up(&mut self, none: &S, now: Instant, limit: Duration) -> usize {
+        let mut given_up = 0_usize;
+        for transaction in self.open.values_mut() {
+            if !transaction.is_given_up && now.since(transaction.opening.since()) >= limit {
+                self.bytes = self.bytes.saturating_sub(transaction.bytes);
+                transaction.give_up(none);
+                given_up = given_up.saturating_add(1);
+            }
+        }
+        given_up
+    }
+
     /// Why the one that ended last could not be merged.
     pub(crate) fn take_conflict(&mut self) -> Option<Conflict> {
         self.conflict.take()
@@ -216,6 +231,8 @@ pub(crate) struct Transaction<S: Storage> {
     /// Bytes that it holds beyond what it shares with the store.
     bytes: u64,
     failed: bool,
+    /// It holds nothing any more; its requests and its end are answered with EAGAIN.
+    is_given_up: bool,
     /// Domains that had ended when it began: what it gave to one that ended since must not become the store's.
     deaths: u64,
     opening: Opening,
@@ -285,10 +302,18 @@ impl<S: Storage> Transaction<S> {
             work: 0,
             bytes: 0,
             failed: false,
+            is_given_up: false,
             deaths: domains.deaths(),
             opening,
             conflict: None,
         }
+    }
+
+    fn give_up(&mut self, none: &S) {
+        self.is_given_up = true;
+        (self.base, self.nodes) = (none.clone(), none.clone());
+        *self.log = Log::default();
+        self.bytes = 0;
     }
 
     /// Runs a request on the private nodes.
@@ -298,7 +323,11 @@ impl<S: Storage> Transaction<S> {
         kind: Kind,
         payload: &[u8],
     ) -> Result<Answer, Refusal> {
+        if self.is_given_up {
+            return Err(Errno::EAGAIN.into());
+        }
         self.check_room(setting, payload)?;
+        let touched = self.log.touched.bytes();
         let mut work = Work {
             setting,
             nodes: &mut self.nodes,
@@ -306,7 +335,10 @@ impl<S: Storage> Transaction<S> {
             watches: None,
             touched: Some(&mut self.log.touched),
         };
-        let answer = match work.execute(kind, payload) {
+        let answer = work.execute(kind, payload);
+        let touched = self.log.touched.bytes().saturating_sub(touched);
+        self.bytes = self.bytes.saturating_add(touched);
+        let answer = match answer {
             Ok(answer) => Ok(answer),
             Err(Refusal::Errno(errno)) => Err(errno),
             Err(wait @ Refusal::Wait(_)) => return Err(wait),
@@ -319,13 +351,17 @@ impl<S: Storage> Transaction<S> {
     /// Makes the transaction's changes the store's, and gives their effects; or changes nothing.
     ///
     /// # Errors
-    /// ENOMEM if it failed before; ENOSPC if a domain would own too many nodes; EAGAIN for a conflict. Or the host must be asked first.
+    /// ENOMEM if it failed before; ENOSPC if a domain would own too many nodes; EAGAIN for a conflict, or if it was given up. Or the host
+    /// must be asked first.
     fn commit(
         &mut self,
         setting: &mut Setting<'_>,
         store: &mut S,
         watches: Option<&Watches>,
     ) -> Result<Effects<S>, Refusal> {
+        if self.is_given_up {
+            return Err(Errno::EAGAIN.into());
+        }
         if self.failed {
             return Err(Errno::ENOMEM.into());
         }
@@ -409,9 +445,16 @@ impl<S: Storage> Transaction<S> {
             setting.refuse(Quota::TransactionNodes, limit);
             return Err(Errno::ENOSPC);
         }
-        setting
+        let room = setting
             .check_memory(used.saturating_add(added))
-            .inspect_err(|_| self.failed = true)
+            .and_then(|()| self.make_room(payload).ok_or(Errno::ENOMEM));
+        room.inspect_err(|_| self.failed = true)
+    }
+
+    /// Room for one more request, in lists that can become longer than any hole in the memory.
+    fn make_room(&mut self, payload: &[u8]) -> Option<()> {
+        self.log.kept.try_reserve(1).ok()?;
+        self.log.payloads.try_reserve(payload.len()).ok()
     }
 
     fn keep(&mut self, kind: Kind, payload: &[u8], answer: Result<Answer, Errno>) {
@@ -447,7 +490,7 @@ mod tests {
             Some(open.add(Transaction::start(
                 &nodes,
                 &domains,
-                history.open(),
+                history.open(Instant(0)),
                 Box::default(),
             )))
         };

@@ -3,12 +3,13 @@
 use std::collections::VecDeque;
 
 use kernel::fake::{FakePage, FakeXen};
+use kernel::ring::RING_BYTES;
 use kernel::xen::Page as _;
 use xenstore::{DomId, EvtchnPort, Identity};
 
 use super::script::Draft;
 use super::swarm::Manner;
-use crate::guest_ring::{GuestRing, RING_BYTES};
+use crate::guest_ring::GuestRing;
 
 const HEADER: usize = 16;
 const WATCH_EVENT: u32 = 15;

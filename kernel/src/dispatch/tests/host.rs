@@ -9,6 +9,7 @@ use xenstore::{ReqId, Settings};
 use super::*;
 use crate::fake::{FakePage, FakeXen};
 use crate::hypervisor::own_heap::OwnHeap;
+use crate::ring::{self, REPLIES, REQUESTS};
 
 pub(super) const DOM0: DomId = DomId::new(0);
 const STORE: DomId = DomId::new(1);
@@ -164,15 +165,16 @@ impl Guest {
 
     /// Puts bytes into the request ring without an event, and answers how many had room.
     pub(super) fn put(&self, bytes: &[u8]) -> usize {
-        let (cons, prod) = (self.page.load(2048), self.page.load(2052));
-        let room = 1024 - prod.wrapping_sub(cons) as usize;
+        let (cons, prod) = (self.page.load(REQUESTS.cons), self.page.load(REQUESTS.prod));
+        let room = RING_BYTES - prod.wrapping_sub(cons) as usize;
         let bytes = &bytes[..bytes.len().min(room)];
         let mut at = prod;
         for byte in bytes {
-            self.page.write(at as usize % 1024, &[*byte]);
+            self.page
+                .write(REQUESTS.bytes + at as usize % RING_BYTES, &[*byte]);
             at = at.wrapping_add(1);
         }
-        self.page.store(2052, at);
+        self.page.store(REQUESTS.prod, at);
         bytes.len()
     }
 
@@ -186,7 +188,7 @@ impl Guest {
     }
 
     pub(super) fn error_word(&self) -> u32 {
-        self.page.load(2072)
+        self.page.load(ring::ERROR)
     }
 
     /// A request as bytes, with its number.
@@ -203,18 +205,19 @@ impl Guest {
 
     /// Takes at most `limit` bytes of replies and events out of the ring, without an event.
     pub(super) fn take(&mut self, limit: usize) -> usize {
-        let (cons, prod) = (self.page.load(2056), self.page.load(2060));
+        let (cons, prod) = (self.page.load(REPLIES.cons), self.page.load(REPLIES.prod));
         let there = prod.wrapping_sub(cons);
-        assert!(there <= 1024, "the store broke the ring");
+        assert!(there as usize <= RING_BYTES, "the store broke the ring");
         let taken = limit.min(there as usize);
         let mut at = cons;
         for _ in 0..taken {
             let mut byte = [0];
-            self.page.read(1024 + at as usize % 1024, &mut byte);
+            self.page
+                .read(REPLIES.bytes + at as usize % RING_BYTES, &mut byte);
             self.received.push(byte[0]);
             at = at.wrapping_add(1);
         }
-        self.page.store(2056, at);
+        self.page.store(REPLIES.cons, at);
         self.parse();
         taken
     }
