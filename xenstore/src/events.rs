@@ -175,7 +175,7 @@ impl<S: Storage> Server<S> {
         if !has_room {
             connection.lost.insert(id);
             connection.counters.count(Counter::EventsLost);
-            self.note_lost(id);
+            self.note_lost(id, &text);
             return;
         }
         let privileged = connection.privileged;

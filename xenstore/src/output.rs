@@ -83,7 +83,7 @@ pub(crate) struct EventText {
 }
 
 impl EventText {
-    fn pieces(&self) -> [&[u8]; 2] {
+    pub(crate) fn pieces(&self) -> [&[u8]; 2] {
         let shown = self.path.as_str().as_bytes().get(self.from..);
         [shown.unwrap_or_default(), self.token.framed()]
     }
