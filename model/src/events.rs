@@ -206,8 +206,12 @@ impl Model {
         let privileged = self.is_privileged(told.to);
         let source = self.cause.map(|cause| cause.connection);
         let waiting = client.queue.events_from(source);
-        let name = client.watch(told.watch).map(Watch::name);
-        let is_lost = |lost: &(u16, Vec<u8>)| lost.0 == told.to && Some(&lost.1) == name.as_ref();
+        let name = client.watch(told.watch).map(|watch| {
+            let event = [told.path.as_bytes(), b"\0", &watch.token, b"\0"].concat();
+            (watch.path.clone(), event)
+        });
+        let is_lost =
+            |lost: &(u16, (String, Vec<u8>))| lost.0 == told.to && Some(&lost.1) == name.as_ref();
         let Some(at) = self.lost.iter().position(is_lost) else {
             if waiting > EVENTS_MAX && !privileged {
                 self.fault(format!(
@@ -224,10 +228,10 @@ impl Model {
         false
     }
 
-    /// The server had no room for an event of a watch of this domain, in the step that comes next.
-    pub fn loses(&mut self, domid: u16, path: &str, token: &[u8]) {
-        let name = [path.as_bytes(), b"\0", token].concat();
-        self.lost.push((domid, name));
+    /// The server had no room for an event of a domain's watch on `path`, in the step that comes next.
+    pub fn loses(&mut self, domid: u16, path: &str, event: &[u8]) {
+        let lost = (path.to_owned(), event.to_vec());
+        self.lost.push((domid, lost));
     }
 
     /// One who asks or hears.
@@ -242,12 +246,6 @@ impl Model {
 
     fn is_alive(&self, who: Who) -> bool {
         self.life(who.domid()) == who
-    }
-}
-
-impl Watch {
-    fn name(&self) -> Vec<u8> {
-        [self.path.as_bytes(), b"\0", &self.token].concat()
     }
 }
 

@@ -127,8 +127,8 @@ pub struct Model {
     cause: Option<queue::Cause>,
     /// Whether memory may be short: then requests of guests may be refused, and their events lost.
     lenient: bool,
-    /// Events that the server had no room for in the present step: whose, and of which watch.
-    lost: Vec<(u16, Vec<u8>)>,
+    /// Events that the server had no room for in the present step: whose, of a watch on which path, and their payload.
+    lost: Vec<(u16, (String, Vec<u8>))>,
     faults: Vec<String>,
 }
 
@@ -248,10 +248,11 @@ impl Model {
     /// # Errors
     /// The first fault.
     pub fn check(&mut self) -> Result<(), String> {
-        if let Some((domid, watch)) = self.lost.first() {
-            let watch = watch.escape_ascii();
-            self.faults
-                .push(format!("d{domid} lost an event of {watch} for nothing"));
+        if let Some((domid, (path, event))) = self.lost.first() {
+            let event = event.escape_ascii();
+            self.faults.push(format!(
+                "d{domid} lost {event} of its watch on {path} for nothing"
+            ));
         }
         let mut clients = self.clients.iter();
         let forgotten =

@@ -22,11 +22,11 @@ pub enum Fate {
 
 impl Model {
     /// The machine said who has a domid, for a request of `asker`.
-    pub fn identified(&mut self, asker: u16, domid: u16, unique: Option<u128>) {
+    pub fn identified(&mut self, asker: Option<u16>, domid: u16, unique: Option<u128>) {
         match unique {
             Some(unique) => self.meet(domid, unique),
             None => {
-                if let Some(client) = self.clients.get_mut(&asker) {
+                if let Some(client) = asker.and_then(|asker| self.clients.get_mut(&asker)) {
                     client.absent.push(domid);
                 }
             }
@@ -34,7 +34,7 @@ impl Model {
     }
 
     /// The machine did, or did not do, what an INTRODUCE asked it for.
-    pub fn introduced_as(&mut self, asker: u16, domid: u16, outcome: Result<u128, Errno>) {
+    pub fn introduced_as(&mut self, asker: Option<u16>, domid: u16, outcome: Result<u128, Errno>) {
         match outcome {
             Ok(unique) => {
                 self.meet(domid, unique);
@@ -45,6 +45,9 @@ impl Model {
             }
             Err(_) => self.stopped(domid),
         }
+        let Some(asker) = asker else {
+            return;
+        };
         let client = self.clients.get_mut(&asker);
         let waiting = client.and_then(|client| client.waiting.take_if(|w| w.2 == domid));
         if let Some((req_id, tx_id, _)) = waiting {

@@ -176,7 +176,7 @@ impl<S: Storage> Server<S> {
         if !has_room || !connection.privileged && !connection.output.makes_room() {
             connection.lost.insert(id);
             connection.counters.count(Counter::EventsLost);
-            self.note_lost(id);
+            self.note_lost(id, &text);
             return;
         }
         let privileged = connection.privileged;

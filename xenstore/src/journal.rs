@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 
 use crate::connection::Request;
 use crate::ids::{ConnId, DomId};
+use crate::output::EventText;
 use crate::path::Path;
 use crate::server::{DomainEvent, Outcome, Server};
 use crate::storage::Storage;
@@ -36,8 +37,8 @@ pub enum Entry {
     },
     /// Its host did what an INTRODUCE asked for, or could not.
     Introduced {
-        /// Whose request it was.
-        asker: DomId,
+        /// Whose request it was, if it has a connection still.
+        asker: Option<DomId>,
         /// The domain that was to be introduced.
         domid: DomId,
         /// How it went.
@@ -45,8 +46,8 @@ pub enum Entry {
     },
     /// Its host said who has a domid.
     Identified {
-        /// Whose request needs it.
-        asker: DomId,
+        /// Whose request needs it, if it has a connection still.
+        asker: Option<DomId>,
         /// Of whom.
         domid: DomId,
         /// Who it is.
@@ -60,8 +61,8 @@ pub enum Entry {
         domid: DomId,
         /// The watch's path.
         path: Path,
-        /// The watch's token.
-        token: Vec<u8>,
+        /// The event's payload.
+        event: Vec<u8>,
     },
     /// It stopped a connection.
     Stopped {
@@ -175,13 +176,26 @@ impl<S: Storage> Server<S> {
     }
 
     /// Notes that an event of a watch is lost.
-    pub(crate) fn note_lost(&mut self, id: WatchId) {
+    pub(crate) fn note_lost(&mut self, id: WatchId, text: &EventText) {
         if self.journal.is_kept()
             && let Some(watch) = self.watches.get(id)
         {
-            let (path, token) = (watch.path.clone(), watch.token.as_bytes().to_vec());
+            let (path, event) = (watch.path.clone(), text.pieces().concat());
             let conn = watch.connection;
-            self.note(conn, |domid| Entry::Lost { domid, path, token });
+            self.note(conn, |domid| Entry::Lost { domid, path, event });
+        }
+    }
+
+    /// Notes how something went that a request asked the host for, whether or not its connection is still there.
+    pub(crate) fn note_outcome(
+        &mut self,
+        conn: ConnId,
+        entry: impl FnOnce(Option<DomId>) -> Entry,
+    ) {
+        if self.journal.is_kept() {
+            let connection = self.connections.get(conn);
+            let asker = connection.map(|connection| connection.incarnation.domid);
+            self.journal.note(|| entry(asker));
         }
     }
 

@@ -58,7 +58,7 @@ impl<S: Storage> Server<S> {
                 if answer.is_err() {
                     self.connections.remove(conn);
                 }
-                self.note(requester, |asker| Entry::Introduced {
+                self.note_outcome(requester, |asker| Entry::Introduced {
                     asker,
                     domid,
                     outcome,
@@ -77,7 +77,7 @@ impl<S: Storage> Server<S> {
                         self.note_absent(requester, domid)
                     }
                 }
-                self.note(requester, |asker| Entry::Identified {
+                self.note_outcome(requester, |asker| Entry::Identified {
                     asker,
                     domid,
                     outcome,
@@ -201,12 +201,15 @@ impl<S: Storage> Server<S> {
     }
 
     /// Removes all nodes of a domain with what is below them. `/` cannot go: it returns to the privileged domain, and what the
-    /// domain owned right below it becomes estates, to be removed in the second round.
+    /// domain owned right below it becomes estates; so all others wait for the second round.
     fn remove_estates(&mut self, domid: DomId) {
         for _ in 0..2 {
             let domain = self.domains.get(domid);
             let estates = domain.map(|domain| domain.estates.clone());
-            for path in estates.into_iter().flatten() {
+            let estates = estates.unwrap_or_default();
+            let first = estates.first().is_some_and(|path| path.as_ref().is_root());
+            let count = if first { 1 } else { estates.len() };
+            for path in estates.into_iter().take(count) {
                 let mut effects = Effects::default();
                 let path = path.as_ref();
                 let owner = self.domains.privileged();

@@ -84,7 +84,7 @@ pub(crate) struct EventText {
 }
 
 impl EventText {
-    fn pieces(&self) -> [&[u8]; 2] {
+    pub(crate) fn pieces(&self) -> [&[u8]; 2] {
         let shown = self.path.as_str().as_bytes().get(self.from..);
         [shown.unwrap_or_default(), self.token.framed()]
     }
@@ -349,11 +349,11 @@ impl Output {
         debts
     }
 
-    /// When the oldest waiting event was queued.
+    /// When the oldest event was queued that may still be dropped.
     pub(crate) fn oldest_event(&self) -> Option<Instant> {
-        self.messages
-            .iter()
-            .find_map(|message| message.event.map(|mark| mark.queued))
+        let begun = usize::from(self.sent > 0);
+        let mut waiting = self.messages.iter().skip(begun);
+        waiting.find_map(|message| message.event.map(|mark| mark.queued))
     }
 
     /// Drops everything; gives the debts.
@@ -485,6 +485,7 @@ mod tests {
         output.advance(1);
         output.drop_events(|_, _| true);
         assert_eq!(output.events_from(None), 1);
+        assert_eq!(output.oldest_event(), None, "nothing is left to be dropped");
         assert_eq!(drain(&mut output, 4096).len(), HEADER_SIZE + 4 - 1);
     }
 

@@ -260,4 +260,35 @@ mod tests {
         assert!(told(&mut server, 1));
         assert!(!told(&mut server, 0));
     }
+
+    /// T-WATCH-29.
+    #[test]
+    fn an_event_that_is_half_sent_is_too_old_for_ever_and_nobody_waits_for_it() {
+        let dom0 = DomId::new(0);
+        let mut server = Server::new(Settings::new(dom0, dom0));
+        let conn = server.open_domain(Identity {
+            domid: DomId::new(1),
+            unique: UniqueId(1),
+        });
+        let payload = b"/a\0t\0";
+        let header = Header {
+            kind: Kind::Watch.number(),
+            len: u32::try_from(payload.len()).unwrap(),
+            ..Header::default()
+        };
+        let bytes = [&header.encode()[..], payload].concat();
+        server.handle_bytes(conn, &bytes).unwrap();
+        server.run(Instant(0), 100);
+        let reply: usize = server
+            .poll_message(conn)
+            .iter()
+            .map(|piece| piece.len())
+            .sum();
+        server.consume_output(conn, reply);
+        server.consume_output(conn, 1);
+        let late = Instant(0).after(server.settings.event_timeout * 2);
+        server.handle_timeout(late);
+        assert_eq!(server.poll_timeout(), None);
+        assert_eq!(server.connections.get(conn).unwrap().output.events(), 1);
+    }
 }

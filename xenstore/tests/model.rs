@@ -345,7 +345,7 @@ impl<S: Storage> Pair<S> {
             payload,
         };
         self.machine.send(who, &message.encode());
-        self.model.identified(who, NOBODY, None);
+        self.model.identified(Some(who), NOBODY, None);
         let served = model::Request {
             kind,
             req_id: message.req_id,
@@ -357,7 +357,7 @@ impl<S: Storage> Pair<S> {
             Request::Introduce(domid) if who == TOOLSTACK && self.knows(tx) => {
                 self.model.waits(who, &served, *domid);
                 let unique = self.uniques[usize::from(*domid)];
-                self.model.introduced_as(who, *domid, Ok(unique));
+                self.model.introduced_as(Some(who), *domid, Ok(unique));
             }
             _ => self.model.served(who, &served, None),
         }

@@ -24,9 +24,9 @@ impl World {
 
     fn judge(&mut self, entry: &Entry) -> Judged {
         match entry {
-            Entry::Lost { domid, path, token } => {
+            Entry::Lost { domid, path, event } => {
                 self.coverage.happened("events lost");
-                self.model.loses(domid.get(), path.as_str(), token);
+                self.model.loses(domid.get(), path.as_str(), event);
                 return Ok(());
             }
             Entry::Run(now) => self.model.set_time(now.0),
@@ -97,7 +97,7 @@ impl World {
         served.map_err(|why| format!("d{domid}: {why}"))
     }
 
-    fn introduced(&mut self, asker: DomId, domid: DomId, outcome: Outcome) -> Judged {
+    fn introduced(&mut self, asker: Option<DomId>, domid: DomId, outcome: Outcome) -> Judged {
         let there = self.xen.info(domid).filter(|info| !info.dying);
         let outcome = match outcome {
             Outcome::Connected(identity) => {
@@ -115,7 +115,8 @@ impl World {
             }
         };
         self.coverage.count(super::script::INTRODUCE, outcome.err());
-        self.model.introduced_as(asker.get(), domid.get(), outcome);
+        self.model
+            .introduced_as(asker.map(DomId::get), domid.get(), outcome);
         if outcome.is_ok() {
             self.begin_anew(domid);
         } else if let Some(guest) = self.served_guest(domid) {
@@ -124,14 +125,15 @@ impl World {
         Ok(())
     }
 
-    fn identified(&mut self, asker: DomId, domid: DomId, outcome: Outcome) {
+    fn identified(&mut self, asker: Option<DomId>, domid: DomId, outcome: Outcome) {
         let identity = match outcome {
             Outcome::Identified(identity) => identity,
             _ => None,
         };
         self.coverage.happened("domains asked for");
         let unique = identity.map(|identity| identity.unique.0);
-        self.model.identified(asker.get(), domid.get(), unique);
+        self.model
+            .identified(asker.map(DomId::get), domid.get(), unique);
     }
 
     fn ended(&mut self, events: &[DomainEvent]) -> Judged {
