@@ -119,7 +119,8 @@ impl<S: Storage> World<S> {
             return;
         }
         if let Some(identity) = std::mem::take(&mut self.clients[domain]).identity {
-            self.server.handle_domains(&[DomainEvent::Dead(identity)]);
+            self.server
+                .handle_domains(&[DomainEvent::Dead(identity)], u32::MAX, false);
         }
     }
 
