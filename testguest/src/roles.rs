@@ -292,27 +292,29 @@ fn floods_nodes(guest: &mut Guest) {
     debug!("refused at {made} nodes, deep path {is_deep}");
 }
 
-/// Takes all the memory that it may have, and keeps alive what it changes; then writes all of it again and again.
+/// Makes as many nodes as it may have, each below the one before, and changes the last one again and again, each time with one more
+/// transaction open, which keeps alive what there was.
 fn fills_memory(guest: &mut Guest) {
-    const NODES: u32 = 1000;
-    /// Nodes in one directory.
-    const CHILDREN: u32 = 50;
-    let value = [b'x'; 1900];
-    let request = |n: u32| write(&format!("data/{}/{n}", n / CHILDREN), &value);
-    let is_made = |n: &u32| guest.ask(Kind::Write, 0, &request(*n)).is_ok();
-    let made = u32::try_from((0..NODES).take_while(is_made).count()).unwrap_or(0);
-    debug!("{made} nodes");
-    let mut open = 0_u32;
+    let deep = format!("data{}", "/d".repeat(900));
+    let mut refused = 0_u32;
+    let mut open = Vec::new();
+    let mut changes = 0_u32;
     let end = guest.end_of_spell();
     while guest.machine.now() < end {
-        open = open.saturating_add(u32::from(begin(guest).is_some()));
-        let token = format!("{open}{}", "t".repeat(1900));
-        let _ = guest.ask(Kind::Watch, 0, &strings([b"data", token.as_bytes()]));
-        for n in 0..made {
-            let _ = guest.ask(Kind::Write, 0, &request(n));
+        match begin(guest) {
+            Some(tx_id) => open.push(tx_id),
+            None => refused = refused.saturating_add(1),
+        }
+        let is_changed = guest.ask(Kind::Write, 0, &write(&deep, b"x")).is_ok();
+        changes = changes.saturating_add(u32::from(is_changed));
+        if open.len() >= 10 {
+            guest.pause_ms(500);
+            for tx_id in open.drain(..) {
+                let _ = guest.ask(Kind::TransactionEnd, tx_id, &strings([b"F"]));
+            }
         }
     }
-    debug!("{made} nodes, {open} transactions");
+    debug!("{changes} changes, {refused} transactions refused");
 }
 
 /// Sends events and nothing else, as fast as it can.

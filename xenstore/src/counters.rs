@@ -8,10 +8,11 @@ use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::String;
 use core::cell::{Cell, RefCell};
+use core::fmt::Display;
 
 use crate::ids::DomId;
 use crate::refusal::{REASONS, Reason};
-use crate::spell::Spell;
+use crate::spell::{Spell, Untold};
 use crate::time::Instant;
 use crate::wire::{Errno, Kind};
 
@@ -43,6 +44,7 @@ const COUNT: usize = 18;
 /// One more than there are types: the last place is for all others.
 const REQUESTS: usize = Kind::ALL.len() + 1;
 const ERRORS: usize = Errno::ALL.len();
+const SPELLS: usize = REASONS + COUNT;
 
 struct Row {
     counter: Counter,
@@ -208,8 +210,8 @@ pub(crate) struct Counters {
     errors: [Cell<u64>; ERRORS],
     refusals: [Cell<u64>; REASONS],
     others: [Cell<u64>; COUNT],
-    /// Refusals, for the log; there from the first one on.
-    spells: RefCell<Option<Box<[Spell; REASONS]>>>,
+    /// Refusals and other troubles, for the log; there from the first one on.
+    spells: RefCell<Option<Box<[Spell; SPELLS]>>>,
     notes: Notes,
 }
 
@@ -276,11 +278,29 @@ impl Counters {
         }
     }
 
+    /// Counts things of a kind that happened for a limit, and logs that once a spell.
+    #[cold]
+    pub(crate) fn suffer(&self, counter: Counter, more: u64, limit: impl Display, now: Instant) {
+        self.count_more(counter, more);
+        let place = REASONS.saturating_add(counter as usize);
+        if more > 0
+            && let Some(untold) = self.spell(place, now)
+        {
+            let (domid, what) = (self.domid, counter.help());
+            log::warn!("domain {domid}: {what} ({limit}){untold}");
+        }
+    }
+
+    /// Counts for the log.
+    fn spell(&self, place: usize, now: Instant) -> Option<Untold> {
+        let mut spells = self.spells.try_borrow_mut().ok()?;
+        let fresh = || Box::new(core::array::from_fn(|_| Spell::default()));
+        spells.get_or_insert_with(fresh).get_mut(place)?.count(now)
+    }
+
     /// The line about a refusal, if it is time for one.
     fn line(&self, reason: Reason, limit: u32, now: Instant) -> Option<String> {
-        let mut spells = self.spells.try_borrow_mut().ok()?;
-        let spell = spells.get_or_insert_default().get_mut(reason.place())?;
-        let untold = spell.count(now)?;
+        let untold = self.spell(reason.place(), now)?;
         let (domid, what) = (self.domid, reason.consequence());
         Some(format!(
             "domain {domid}: {what}, {reason} ({limit}){untold}"

@@ -175,7 +175,8 @@ impl<S: Storage> Server<S> {
         };
         if !has_room || !connection.privileged && !connection.output.makes_room() {
             connection.lost.insert(id);
-            connection.counters.count(Counter::EventsLost);
+            let counters = &connection.counters;
+            counters.suffer(Counter::EventsLost, 1, EVENTS_MAX, self.now);
             self.note_lost(id, &text);
             return;
         }

@@ -369,7 +369,8 @@ impl<S: Storage> Server<S> {
             if let Some(connection) = self.connections.get_mut(conn) {
                 connection.deadline = None;
                 let counters = &connection.counters;
-                counters.count_more(Counter::EventsExpired, dropped);
+                let limit = format_args!("{} s", limit.as_secs());
+                counters.suffer(Counter::EventsExpired, dropped, limit, now);
                 empty = connection.output.is_empty();
             }
             if empty {

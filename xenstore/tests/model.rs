@@ -30,8 +30,9 @@ const LIMITS: [u32; QUOTAS.len()] = [6, 4, 20, 0, 0, 2, 0, 3, 2048, 2048];
 /// A domid that no domain ever has.
 const NOBODY: u16 = 9;
 
-/// With so much time from step to step nobody is held for the conflicts that he causes.
-const CONFLICT_PAUSE_MS: u64 = 50;
+/// Who causes conflicts is held for some of these; then his request runs after all.
+const HOLD_MS: u64 = 50;
+const HOLDS_MAX: u32 = 10;
 
 #[test]
 fn the_store_does_what_the_model_does() {
@@ -302,7 +303,6 @@ impl<S: Storage> Pair<S> {
     }
 
     fn step(&mut self, step: &Step) -> Result<(), String> {
-        self.machine.pass(CONFLICT_PAUSE_MS);
         match step {
             Step::Request(who, tx, request) => {
                 let tx = tx.map_or(0, |at| self.places[usize::from(*who)][at]);
@@ -345,6 +345,12 @@ impl<S: Storage> Pair<S> {
             payload,
         };
         self.machine.send(who, &message.encode());
+        for _ in 0..HOLDS_MAX {
+            if self.machine.takes_bytes(who) {
+                break;
+            }
+            self.machine.pass(HOLD_MS);
+        }
         self.model.identified(Some(who), NOBODY, None);
         let served = model::Request {
             kind,

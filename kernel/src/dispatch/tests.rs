@@ -1,6 +1,7 @@
 //! The dispatcher over a machine in memory, with the real store and real ring bytes.
 
 mod advisories;
+mod counted;
 mod early;
 mod fairness;
 mod host;
@@ -18,6 +19,7 @@ use self::host::{DOM0, Guest, machine, start, start_on, start_with_own_heap};
 use super::*;
 use crate::domains::POLL_INTERVAL;
 use crate::fake::{Call, Release};
+use crate::ring;
 
 const RING_SCAN: Duration = Duration::from_secs(20);
 const FIVE: DomId = DomId::new(5);

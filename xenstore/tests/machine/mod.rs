@@ -125,6 +125,13 @@ impl<S: Storage> Machine<S> {
         }
     }
 
+    /// Whether nothing of what a domain sent waits to run.
+    pub(crate) fn takes_bytes(&mut self, domid: u16) -> bool {
+        self.pump();
+        let link = self.links.get(&domid);
+        link.is_none_or(|link| self.server.takes_bytes(link.conn))
+    }
+
     pub(crate) fn pass(&mut self, milliseconds: u64) {
         self.pump();
         self.now = Instant(self.now.0 + milliseconds * 1_000_000);
