@@ -308,7 +308,7 @@ fn fills_memory(guest: &mut Guest) {
         let is_changed = guest.ask(Kind::Write, 0, &write(&deep, b"x")).is_ok();
         changes = changes.saturating_add(u32::from(is_changed));
         if open.len() >= 10 {
-            guest.pause_ms(500);
+            guest.pause_ms(3000);
             for tx_id in open.drain(..) {
                 let _ = guest.ask(Kind::TransactionEnd, tx_id, &strings([b"F"]));
             }
