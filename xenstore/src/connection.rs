@@ -12,7 +12,7 @@ use crate::bugs;
 use crate::conflict::Hold;
 use crate::counters::Counters;
 use crate::ids::{ConnId, DomId, Ticket, TxId};
-use crate::output::Output;
+use crate::output::{Debt, Output};
 use crate::run::cost_of;
 use crate::storage::Storage;
 use crate::time::Instant;
@@ -210,11 +210,12 @@ impl<S: Storage> Connection<S> {
         self.caused_bytes = self.caused_bytes.saturating_add(bytes);
     }
 
-    /// Notes that such a message is gone. One of an earlier life of the connection is no matter.
-    pub(crate) fn repay(&mut self, request: u64, bytes: u64) {
+    /// Notes that such messages are gone. Those of an earlier life of the connection are no matter.
+    pub(crate) fn repay(&mut self, debt: Debt) {
+        let request = debt.cause.request;
         if let Some(messages) = self.outstanding.get_mut(&request) {
-            self.caused_bytes = self.caused_bytes.saturating_sub(bytes);
-            *messages = messages.saturating_sub(1);
+            self.caused_bytes = self.caused_bytes.saturating_sub(debt.bytes);
+            *messages = messages.saturating_sub(debt.messages);
             if *messages == 0 {
                 self.outstanding.remove(&request);
             }

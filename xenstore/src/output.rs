@@ -23,11 +23,23 @@ pub(crate) struct Cause {
     pub(crate) request: u64,
 }
 
-/// What a message that is gone has cost the one who caused it.
+/// What messages that are gone have cost the one who caused them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Debt {
     pub(crate) cause: Cause,
+    pub(crate) messages: u32,
     pub(crate) bytes: u64,
+}
+
+/// Adds a debt. The messages of one request stand together, so that there are no more debts than requests.
+fn add(debts: &mut Vec<Debt>, debt: Debt) {
+    match debts.last_mut() {
+        Some(last) if last.cause == debt.cause => {
+            last.messages = last.messages.saturating_add(debt.messages);
+            last.bytes = last.bytes.saturating_add(debt.bytes);
+        }
+        _ => debts.push(debt),
+    }
 }
 
 /// An event on its way to a watcher.
@@ -63,6 +75,8 @@ pub(crate) struct Output {
     bytes: u64,
 }
 
+/// Messages for which a queue of as many has room before another event is queued: replies are not refused.
+const ROOM: usize = 32;
 /// Up to this many waiting events are looked through for an equal one.
 const FEW_EVENTS: usize = 8;
 
@@ -153,7 +167,11 @@ impl Message {
 
     fn debt(&self) -> Option<Debt> {
         let bytes = self.bytes();
-        self.cause.map(|cause| Debt { cause, bytes })
+        self.cause.map(|cause| Debt {
+            cause,
+            messages: 1,
+            bytes,
+        })
     }
 }
 
@@ -211,9 +229,11 @@ impl Output {
         self.replies
     }
 
-    /// Makes room for one more message; whether there is memory in one piece for it.
+    /// Makes room for an event, in a long queue for some replies behind it, too; whether there is memory in one piece for all.
     pub(crate) fn makes_room(&mut self) -> bool {
-        self.messages.try_reserve(1).is_ok()
+        let is_long = self.messages.len() >= ROOM;
+        let more = if is_long { ROOM } else { 1 };
+        self.messages.try_reserve(more).is_ok()
     }
 
     /// Queues a reply, and gives the bytes that it costs.
@@ -334,15 +354,21 @@ impl Output {
         if self.events == 0 {
             return debts;
         }
-        for (at, message) in core::mem::take(&mut self.messages).into_iter().enumerate() {
-            let begun = keep_first && at == 0;
-            match message.event {
-                Some(mark) if !begun && doomed(mark.watch, mark.queued) => {
-                    debts.extend(self.forget(&message));
-                }
-                _ => self.messages.push_back(message),
+        // In place: there may be no memory for another queue as long as this.
+        let mut messages = core::mem::take(&mut self.messages);
+        let mut begun = keep_first;
+        messages.retain(|message| {
+            let keep = core::mem::take(&mut begun);
+            let doomed = |mark: Mark| doomed(mark.watch, mark.queued);
+            if keep || !message.event.is_some_and(doomed) {
+                return true;
             }
-        }
+            if let Some(debt) = self.forget(message) {
+                add(&mut debts, debt);
+            }
+            false
+        });
+        self.messages = messages;
         if self.told.is_some() {
             self.index_all();
         }
@@ -359,7 +385,11 @@ impl Output {
     /// Drops everything; gives the debts.
     pub(crate) fn clear(&mut self) -> Vec<Debt> {
         let cleared = core::mem::take(self);
-        cleared.messages.iter().filter_map(Message::debt).collect()
+        let mut debts = Vec::new();
+        for debt in cleared.messages.iter().filter_map(Message::debt) {
+            add(&mut debts, debt);
+        }
+        debts
     }
 
     fn push(&mut self, message: Message) -> u64 {

@@ -172,7 +172,7 @@ impl<S: Storage> Server<S> {
     pub(crate) fn settle(&mut self, debt: Debt) {
         let conn = debt.cause.connection;
         if let Some(connection) = self.connections.get_mut(conn) {
-            connection.repay(debt.cause.request, debt.bytes);
+            connection.repay(debt);
             self.account(conn);
             self.queue(conn);
         }
