@@ -20,6 +20,9 @@ use crate::watch::{Watch, WatchId};
 /// Events from one source that may wait for an unprivileged client; of what has no room, each watch concerned is told once more later.
 const EVENTS_MAX: usize = 1024;
 
+/// Bytes that finding an event among those that wait takes, besides its place in the queue.
+const INDEX_BYTES: u64 = 64;
+
 impl<S: Storage> Server<S> {
     /// Tells the watchers of committed changes, in order.
     pub(crate) fn tell(&mut self, changes: &[Change<S>]) {
@@ -173,13 +176,14 @@ impl<S: Storage> Server<S> {
         let Some(connection) = self.connections.get_mut(conn) else {
             return;
         };
-        if !has_room || !connection.privileged && !connection.output.makes_room() {
+        let room = has_room.then(|| connection.output.make_room()).flatten();
+        let Some(taken) = room.or(connection.privileged.then_some(0)) else {
             connection.lost.insert(id);
             let counters = &connection.counters;
             counters.suffer(Counter::EventsLost, 1, EVENTS_MAX, self.now);
             self.note_lost(id, &text);
             return;
-        }
+        };
         let privileged = connection.privileged;
         let event = Event {
             watch: id,
@@ -198,7 +202,7 @@ impl<S: Storage> Server<S> {
             self.ready.push_back(conn);
         }
         self.events = self.events.wrapping_add(1);
-        self.take_memory(bytes);
+        self.take_memory(taken.saturating_add(INDEX_BYTES));
         self.charge_cause(bytes);
         if !privileged {
             self.account(conn);

@@ -196,7 +196,7 @@ impl Output {
         for message in &self.messages {
             events = events.saturating_add(usize::from(message.event.is_some()));
             match message.debt() {
-                Some(Debt { cause, bytes }) => {
+                Some(Debt { cause, bytes, .. }) => {
                     let of = caused.entry((cause.connection, cause.request)).or_default();
                     *of = (of.0.saturating_add(1), of.1.saturating_add(bytes));
                 }
@@ -229,11 +229,15 @@ impl Output {
         self.replies
     }
 
-    /// Makes room for an event, in a long queue for some replies behind it, too; whether there is memory in one piece for all.
-    pub(crate) fn makes_room(&mut self) -> bool {
+    /// Makes room for an event, in a long queue for some replies behind it, too; gives the bytes that this took. None if there is no
+    /// memory in one piece for all.
+    pub(crate) fn make_room(&mut self) -> Option<u64> {
         let is_long = self.messages.len() >= ROOM;
         let more = if is_long { ROOM } else { 1 };
-        self.messages.try_reserve(more).is_ok()
+        let before = self.messages.capacity();
+        self.messages.try_reserve(more).ok()?;
+        let grown = self.messages.capacity().saturating_sub(before);
+        u64::try_from(grown.saturating_mul(size_of::<Message>())).ok()
     }
 
     /// Queues a reply, and gives the bytes that it costs.
