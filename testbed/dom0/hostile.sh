@@ -185,7 +185,8 @@ memory_is_short() {
     xl unpause late
     eventually 20 has_said late "hello"
     xl destroy late
-    nothing_left late
+    eventually 10 domain_gone "$(recall late)"
+    absent "/local/domain/$(recall late)"
     xenstore-control counters >"$results/counters"
     grep "^refused-store-memory: " "$results/counters"
     grep "^ended-open-transaction: " "$results/counters"
