@@ -37,9 +37,9 @@ const SPARE_BYTES: usize = 8192;
 
 /// The open transactions of one connection.
 pub(crate) struct Transactions<S: Storage> {
-    open: BTreeMap<TxId, Box<Transaction<S>>>,
+    pub(crate) open: BTreeMap<TxId, Box<Transaction<S>>>,
     /// The id given last, if any.
-    last: Option<TxId>,
+    pub(crate) last: Option<TxId>,
     /// Bytes of all of them.
     bytes: u64,
     /// What commits have cost, and nobody was told.
@@ -120,6 +120,12 @@ impl<S: Storage> Transactions<S> {
         self.bytes = self.bytes.saturating_add(transaction.bytes);
         self.open.insert(id, Box::new(transaction));
         id
+    }
+
+    /// Keeps a transaction that was open in another instance of the server, under its id.
+    pub(crate) fn restore(&mut self, id: TxId, transaction: Box<Transaction<S>>) {
+        self.bytes = self.bytes.saturating_add(transaction.bytes);
+        self.open.insert(id, transaction);
     }
 
     fn remove(&mut self, id: TxId) -> Option<Box<Transaction<S>>> {
@@ -206,27 +212,29 @@ impl<S: Storage> Transactions<S> {
 
 /// An open transaction.
 pub(crate) struct Transaction<S: Storage> {
-    base: S,
-    nodes: S,
-    log: Box<Log<S>>,
+    pub(crate) base: S,
+    pub(crate) nodes: S,
+    pub(crate) log: Box<Log<S>>,
     /// What it costs to run them again.
     cost: u64,
     /// What running them again has cost.
     work: u64,
     /// Bytes that it holds beyond what it shares with the store.
     bytes: u64,
-    failed: bool,
+    pub(crate) failed: bool,
+    /// It was open in another instance of the server, which did not hand its nodes over: all that can be done is to end it.
+    pub(crate) lost: bool,
     /// Domains that had ended when it began: what it gave to one that ended since must not become the store's.
-    deaths: u64,
-    opening: Opening,
+    pub(crate) deaths: u64,
+    pub(crate) opening: Opening,
     /// What the first request names that was answered otherwise when it ran again.
     conflict: Option<Path>,
 }
 
 /// What a transaction has done so far.
 pub(crate) struct Log<S: Storage> {
-    effects: Effects<S>,
-    touched: Touched,
+    pub(crate) effects: Effects<S>,
+    pub(crate) touched: Touched,
     kept: Vec<Kept>,
     /// The payloads of the kept requests, one behind the other.
     payloads: Vec<u8>,
@@ -285,6 +293,7 @@ impl<S: Storage> Transaction<S> {
             work: 0,
             bytes: 0,
             failed: false,
+            lost: false,
             deaths: domains.deaths(),
             opening,
             conflict: None,
@@ -298,6 +307,9 @@ impl<S: Storage> Transaction<S> {
         kind: Kind,
         payload: &[u8],
     ) -> Result<Answer, Refusal> {
+        if self.lost {
+            return Err(Errno::EAGAIN.into());
+        }
         self.check_room(setting, payload)?;
         let mut work = Work {
             setting,
@@ -319,13 +331,16 @@ impl<S: Storage> Transaction<S> {
     /// Makes the transaction's changes the store's, and gives their effects; or changes nothing.
     ///
     /// # Errors
-    /// ENOMEM if it failed before; ENOSPC if a domain would own too many nodes; EAGAIN for a conflict. Or the host must be asked first.
+    /// EAGAIN if it is lost; ENOMEM if it failed before; ENOSPC if a domain would own too many nodes; EAGAIN for a conflict. Or the host must be asked first.
     fn commit(
         &mut self,
         setting: &mut Setting<'_>,
         store: &mut S,
         watches: Option<&Watches>,
     ) -> Result<Effects<S>, Refusal> {
+        if self.lost {
+            return Err(Errno::EAGAIN.into());
+        }
         if self.failed {
             return Err(Errno::ENOMEM.into());
         }
@@ -414,7 +429,18 @@ impl<S: Storage> Transaction<S> {
             .inspect_err(|_| self.failed = true)
     }
 
-    fn keep(&mut self, kind: Kind, payload: &[u8], answer: Result<Answer, Errno>) {
+    /// The requests that it keeps, each with what it was answered.
+    pub(crate) fn kept(&self) -> impl Iterator<Item = (Kind, &[u8], &Result<Answer, Errno>)> {
+        let mut start = 0;
+        self.log.kept.iter().map(move |kept| {
+            let payload = self.log.payloads.get(start..kept.end).unwrap_or_default();
+            start = kept.end;
+            (kept.kind, payload, &kept.answer)
+        })
+    }
+
+    /// Keeps a request, and counts what it costs.
+    pub(crate) fn keep(&mut self, kind: Kind, payload: &[u8], answer: Result<Answer, Errno>) {
         self.cost = self.cost.saturating_add(cost_of(payload));
         let bytes = KEPT_BYTES
             .saturating_add(payload.len())
