@@ -90,17 +90,18 @@ impl<S: Storage> Export<'_, S> {
         preamble.extend_from_slice(&self.format.version().to_be_bytes());
         preamble.extend_from_slice(&0_u32.to_be_bytes());
         self.out.preamble(&preamble);
+        let global = self.host.global();
+        let fds = [global.socket_fd, global.evtchn_fd];
         self.out.record(kind::GLOBAL, |body| {
-            body.u32(u32::MAX);
-            body.u32(u32::MAX);
+            for fd in fds {
+                body.u32(fd.unwrap_or(-1).cast_unsigned());
+            }
         });
         self.quotas();
         self.store();
-        if self.is_own {
-            let facts = self.host.facts();
-            self.own(&Own::Host {
-                facts: Bytes(&facts),
-            });
+        if !global.facts.is_empty() {
+            let facts = Bytes(&global.facts);
+            self.own(&Own::Host { facts });
         }
     }
 

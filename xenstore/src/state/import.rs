@@ -15,7 +15,7 @@ use super::own::{Numbers, Own};
 use super::record::{self, Carrier, Content, Permission, Permissions};
 use super::records::{Record, Records};
 use super::snapshot::SPECIALS;
-use super::{Damage, HostLink, Restored, RestoredLink, StateError};
+use super::{Damage, HostGlobal, HostLink, Restored, RestoredLink, StateError};
 use crate::acl::{Acl, Entry, Holder, Incarnation};
 use crate::answer::Answer;
 use crate::conflict::{CHANGES_MAX, GuestChange, Hold};
@@ -213,7 +213,7 @@ struct Import<'s, S: Storage> {
     version: u32,
     clock: Shift,
     links: Vec<RestoredLink>,
-    facts: Vec<u8>,
+    host: HostGlobal,
     skipped: BTreeMap<u32, u64>,
     /// The connections by their ids in the stream.
     ids: BTreeMap<u32, ConnId>,
@@ -333,7 +333,7 @@ impl<'s, S: Storage> Import<'s, S> {
             version: outline.version,
             clock,
             links: Vec::new(),
-            facts: Vec::new(),
+            host: HostGlobal::default(),
             skipped: BTreeMap::new(),
             ids,
             opened: BTreeSet::new(),
@@ -389,7 +389,13 @@ impl<'s, S: Storage> Import<'s, S> {
 
     fn record(&mut self, record: &Record<'s>) -> Result<(), Damage> {
         match &record.content {
-            Content::End | Content::Global(_) => Ok(()),
+            Content::End => Ok(()),
+            Content::Global(global) => {
+                let fd = |fd: i32| (fd >= 0).then_some(fd);
+                self.host.socket_fd = fd(global.rw_socket_fd);
+                self.host.evtchn_fd = fd(global.evtchn_fd);
+                Ok(())
+            }
             Content::Connection(connection) => self.connection(connection),
             Content::Watch(watch) => self.watch(watch),
             Content::Transaction(open) => self.opaque(open),
@@ -929,7 +935,7 @@ impl<'s, S: Storage> Import<'s, S> {
             Own::DomainMark { .. } => Ok(()),
             Own::Counter { .. } | Own::Refusals { .. } => self.counted(own),
             Own::Host { facts } => {
-                self.facts = facts.0.to_vec();
+                self.host.facts = facts.0.to_vec();
                 Ok(())
             }
             Own::HostLink { facts, .. } => {
@@ -1417,7 +1423,7 @@ impl<S: Storage> Import<'_, S> {
             version: self.version,
             is_own: self.is_own,
             links: self.links,
-            facts: self.facts,
+            host: self.host,
             skipped: self.skipped.into_iter().collect(),
             server: self.server,
         })

@@ -74,9 +74,9 @@ pub trait Host {
     /// What it has for a connection.
     fn link(&self, conn: ConnId) -> HostLink;
 
-    /// Bytes that only the host reads, not of a connection. They are written in [`Format::Own`] only.
-    fn facts(&self) -> Vec<u8> {
-        Vec::new()
+    /// What it has besides.
+    fn global(&self) -> HostGlobal {
+        HostGlobal::default()
     }
 }
 
@@ -84,6 +84,17 @@ impl<F: Fn(ConnId) -> HostLink> Host for F {
     fn link(&self, conn: ConnId) -> HostLink {
         self(conn)
     }
+}
+
+/// What the host has for all connections together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostGlobal {
+    /// The file descriptor of a daemon's listening socket.
+    pub socket_fd: Option<i32>,
+    /// The file descriptor of its event channels.
+    pub evtchn_fd: Option<i32>,
+    /// Bytes that only the host reads. They are written in [`Format::Own`] only.
+    pub facts: Vec<u8>,
 }
 
 /// What the host has for a connection.
@@ -109,8 +120,8 @@ pub struct Restored<S: Storage> {
     pub links: Vec<RestoredLink>,
     /// Domains of which the stream does not say who they are; [`Server::confirm`] must be called for each.
     pub unconfirmed: Vec<DomId>,
-    /// What [`Host::facts`] gave.
-    pub facts: Vec<u8>,
+    /// What [`Host::global`] gave.
+    pub host: HostGlobal,
     /// Types of records that were skipped because they are not known, each with how many there were.
     pub skipped: Vec<(u32, u64)>,
 }

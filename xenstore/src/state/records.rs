@@ -8,6 +8,7 @@ use super::record::{
     Carrier, Content, HEADER_SIZE, IDENTIFIER, PREAMBLE_SIZE, kind, watch_extended,
 };
 use super::{Damage, StateError};
+use crate::time::Instant;
 
 /// The records of a stream, up to and with the one that ends it.
 #[derive(Clone, Debug)]
@@ -149,6 +150,15 @@ impl Record<'_> {
     pub fn node_path(&self) -> Option<&str> {
         match &self.content {
             Content::Node(node) if node.conn == 0 => Some(node.path),
+            _ => None,
+        }
+    }
+
+    /// When the stream was written, if this record says so.
+    #[must_use]
+    pub fn written(&self) -> Option<Instant> {
+        match self.content {
+            Content::Own(Own::Store { written, .. }) => Some(written),
             _ => None,
         }
     }
