@@ -49,7 +49,7 @@ pub(crate) enum Letter {
 }
 
 impl Letter {
-    fn parse(byte: u8) -> Result<Self, Errno> {
+    pub(crate) fn parse(byte: u8) -> Result<Self, Errno> {
         match byte {
             b'n' => Ok(Self::None),
             b'r' => Ok(Self::Read),
@@ -59,7 +59,7 @@ impl Letter {
         }
     }
 
-    fn as_char(self) -> char {
+    pub(crate) fn as_char(self) -> char {
         match self {
             Self::None => 'n',
             Self::Read => 'r',
@@ -137,6 +137,16 @@ impl Acl {
 
     pub(crate) fn owner(&self) -> Incarnation {
         self.owner
+    }
+
+    /// What those may who are not listed.
+    pub(crate) fn others(&self) -> Letter {
+        self.others
+    }
+
+    /// The entries behind the owner's.
+    pub(crate) fn listed(&self) -> &[Entry] {
+        &self.listed
     }
 
     /// Number of entries, the owner's included.

@@ -34,7 +34,7 @@ const WRITES: Rate = Rate {
     interval: Duration::from_millis(1),
 };
 /// Changes that are kept, of all guests.
-const CHANGES_MAX: usize = 256;
+pub(crate) const CHANGES_MAX: usize = 256;
 /// So many of the latest are looked through for an equal one.
 const LATEST: usize = 8;
 
@@ -47,8 +47,8 @@ struct Rate {
 
 /// A credit of one kind of a domain, which fills up as time goes by.
 #[derive(Clone, Copy, Debug, Default)]
-struct Credit {
-    full_at: Instant,
+pub(crate) struct Credit {
+    pub(crate) full_at: Instant,
 }
 
 impl Credit {
@@ -72,15 +72,15 @@ impl Credit {
 /// What a domain may still do to others.
 #[derive(Debug, Default)]
 pub(crate) struct Credits {
-    conflicts: Credit,
-    writes: Credit,
+    pub(crate) conflicts: Credit,
+    pub(crate) writes: Credit,
 }
 
 /// A connection whose requests wait until its domain has credit again.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Hold {
-    since: Instant,
-    until: Instant,
+    pub(crate) since: Instant,
+    pub(crate) until: Instant,
 }
 
 /// What is known of changes while transactions are open.
@@ -88,33 +88,30 @@ pub(crate) struct Hold {
 pub(crate) struct History {
     /// Each open transaction holds one.
     open: Rc<()>,
-    changes: VecDeque<GuestChange>,
+    pub(crate) changes: VecDeque<GuestChange>,
     /// How many there were.
-    count: u64,
+    pub(crate) count: u64,
+    /// Transactions that began so far.
+    pub(crate) begun: u64,
 }
 
-struct GuestChange {
-    number: u64,
-    domain: Incarnation,
+pub(crate) struct GuestChange {
+    pub(crate) number: u64,
+    pub(crate) domain: Incarnation,
     /// The topmost node that was changed.
-    path: Path,
+    pub(crate) path: Path,
     /// It was made or cut off, so that its parent's list has changed.
-    is_listed: bool,
+    pub(crate) is_listed: bool,
 }
 
 /// Kept by a transaction while it is open.
 pub(crate) struct Opening {
     /// How many changes there were when it began.
-    changes: u64,
-    since: Instant,
+    pub(crate) changes: u64,
+    /// How many transactions began before.
+    pub(crate) number: u64,
+    pub(crate) since: Instant,
     _open: Rc<()>,
-}
-
-impl Opening {
-    /// When it began.
-    pub(crate) fn since(&self) -> Instant {
-        self.since
-    }
 }
 
 /// Why a transaction could not be merged.
@@ -130,10 +127,18 @@ impl History {
         if !self.is_open() {
             self.changes.clear();
         }
+        self.begun = self.begun.wrapping_add(1);
+        self.opened_at(self.count, self.begun, now)
+    }
+
+    /// For a transaction that began after so many changes, as the one with this number.
+    pub(crate) fn opened_at(&self, changes: u64, number: u64, since: Instant) -> Opening {
+        let _open = Rc::clone(&self.open);
         Opening {
-            changes: self.count,
-            since: now,
-            _open: Rc::clone(&self.open),
+            changes,
+            number,
+            since,
+            _open,
         }
     }
 

@@ -1,7 +1,7 @@
 //! One connection: bytes become requests, one at a time, and what the client has open is kept.
 
 use alloc::boxed::Box;
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 
@@ -47,6 +47,8 @@ pub(crate) struct Connection<S: Storage> {
     /// Its domain's.
     pub(crate) counters: Rc<Counters>,
     pub(crate) input: Input,
+    /// Bytes of further requests, which another instance of the server had read: they come before all others.
+    pub(crate) backlog: VecDeque<u8>,
     pub(crate) output: Output,
     pub(crate) transactions: Transactions<S>,
     /// Requests of which messages are still on their way, with how many.
@@ -81,69 +83,86 @@ pub(crate) struct Connection<S: Storage> {
 
 /// The connections that there are, found in a few steps however many.
 pub(crate) struct Connections<S: Storage> {
-    /// An empty place is promised to a connection that the host is making.
-    places: SlotMap<DefaultKey, Option<Box<Connection<S>>>>,
+    places: SlotMap<DefaultKey, Place<S>>,
+    /// The number of the next one.
+    pub(crate) next: u64,
+}
+
+/// A place for a connection; an empty one is promised to a connection that the host is making.
+struct Place<S: Storage> {
+    number: u64,
+    taken_by: Option<Box<Connection<S>>>,
 }
 
 impl<S: Storage> Default for Connections<S> {
     fn default() -> Self {
         Self {
             places: SlotMap::new(),
+            next: 0,
         }
     }
 }
 
 impl<S: Storage> Connections<S> {
     pub(crate) fn get(&self, conn: ConnId) -> Option<&Connection<S>> {
-        self.places.get(conn.0)?.as_deref()
+        self.places.get(conn.key)?.taken_by.as_deref()
     }
 
     pub(crate) fn get_mut(&mut self, conn: ConnId) -> Option<&mut Connection<S>> {
-        self.places.get_mut(conn.0)?.as_deref_mut()
+        self.places.get_mut(conn.key)?.taken_by.as_deref_mut()
     }
 
     /// Promises a place to a connection to come.
     pub(crate) fn promise(&mut self) -> ConnId {
-        ConnId(self.places.insert(None))
+        let number = self.next;
+        self.next = self.next.wrapping_add(1);
+        self.promise_as(number)
+    }
+
+    /// As [`Connections::promise`], with a number that a connection had in a state stream.
+    pub(crate) fn promise_as(&mut self, number: u64) -> ConnId {
+        let key = self.places.insert(Place {
+            number,
+            taken_by: None,
+        });
+        ConnId { number, key }
     }
 
     /// Puts a connection into the place that was promised to it.
     pub(crate) fn open(&mut self, conn: ConnId, connection: Connection<S>) {
-        if let Some(place) = self.places.get_mut(conn.0) {
-            *place = Some(Box::new(connection));
+        if let Some(place) = self.places.get_mut(conn.key) {
+            place.taken_by = Some(Box::new(connection));
         }
     }
 
     /// Takes a connection, or a promise, back.
     pub(crate) fn remove(&mut self, conn: ConnId) -> Option<Box<Connection<S>>> {
-        self.places.remove(conn.0)?
+        self.places.remove(conn.key)?.taken_by
     }
 
-    /// All of them, each with its id.
-    #[cfg(feature = "journal")]
+    /// Each with its id, in no order that means anything, without promises.
     pub(crate) fn iter_with_ids(&self) -> impl Iterator<Item = (ConnId, &Connection<S>)> {
-        let opened = |(place, connection): (DefaultKey, _)| {
-            Option::as_deref(connection).map(|connection| (ConnId(place), connection))
-        };
-        self.places.iter().filter_map(opened)
+        self.places.iter().filter_map(|(key, place)| {
+            let number = place.number;
+            Some((ConnId { number, key }, place.taken_by.as_deref()?))
+        })
     }
 
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Connection<S>> {
         self.places
             .values_mut()
-            .flatten()
-            .map(|connection| &mut **connection)
+            .filter_map(|place| place.taken_by.as_deref_mut())
     }
 
     pub(crate) fn ids(&self) -> impl Iterator<Item = ConnId> {
-        self.places.keys().map(ConnId)
+        self.places.iter().map(|(key, place)| {
+            let number = place.number;
+            ConnId { number, key }
+        })
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Connection<S>> {
-        self.places
-            .values()
-            .flatten()
-            .map(|connection| &**connection)
+        self.iter_with_ids().map(|(_, connection)| connection)
     }
 }
 
@@ -160,6 +179,7 @@ impl<S: Storage> Connection<S> {
             home,
             counters,
             input: Input::default(),
+            backlog: VecDeque::new(),
             output: Output::default(),
             transactions: Transactions::default(),
             outstanding: BTreeMap::new(),
@@ -277,6 +297,14 @@ impl Input {
         let header = Header::decode(*self.begun.first_chunk()?);
         self.begun.clear();
         Some(header)
+    }
+
+    /// What has arrived: a header, whole or begun, and as much of the payload.
+    pub(crate) fn arrived(&self) -> Vec<u8> {
+        match &self.request {
+            None => self.begun.to_vec(),
+            Some((request, _)) => [&request.header.encode(), request.payload.as_slice()].concat(),
+        }
     }
 
     /// Whether a request is whole. An empty payload is whole with its header.

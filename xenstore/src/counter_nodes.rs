@@ -31,9 +31,9 @@ const PAUSE: Duration = Duration::from_millis(1);
 #[derive(Debug, Default)]
 pub(crate) struct CounterNodes {
     /// When the next round may begin.
-    next_round: Instant,
+    pub(crate) next_round: Instant,
     /// The domid at which the present round goes on, and when.
-    next_step: Option<(DomId, Instant)>,
+    pub(crate) next_step: Option<(DomId, Instant)>,
 }
 
 impl<S: Storage> Server<S> {

@@ -4,9 +4,11 @@
 //! the domain ends they are added to those of all that ended.
 
 use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::fmt::Display;
 
@@ -319,12 +321,48 @@ impl Counters {
         }
     }
 
+    /// Those that are not 0, by name.
+    pub(crate) fn values(&self) -> impl Iterator<Item = (String, u64)> {
+        let values = self.cells().map(Cell::get);
+        names().zip(values).filter(|(_, value)| *value > 0)
+    }
+
+    /// Sets the counter at a place to what another instance of the server had counted.
+    pub(crate) fn restore(&self, place: usize, value: u64) {
+        if let Some(cell) = self.cells().nth(place) {
+            cell.set(value);
+        }
+    }
+
+    /// What is known of refusals, for the log.
+    pub(crate) fn spells(&self) -> Vec<(Reason, Spell)> {
+        let spells = self.spells.borrow();
+        let spells = spells.iter().flat_map(|spells| spells.iter().cloned());
+        Reason::all().zip(spells).collect()
+    }
+
+    /// Sets what was known of refusals.
+    pub(crate) fn restore_spell(&self, reason: Reason, spell: Spell) {
+        let mut spells = self.spells.borrow_mut();
+        if let Some(place) = spells.get_or_insert_default().get_mut(reason.place()) {
+            *place = spell;
+        }
+    }
+
+    /// Whether something noteworthy was counted that nobody looked at.
+    pub(crate) fn is_noted(&self) -> bool {
+        self.notes.own.get()
+    }
+
+    /// Sets whether there was such a thing.
+    pub(crate) fn restore_note(&self, is_noted: bool) {
+        self.notes.own.set(is_noted);
+    }
+
     /// One line `name: value` for each that is not 0.
     pub(crate) fn text(&self) -> String {
-        names()
-            .zip(self.cells())
-            .filter(|(_, value)| value.get() > 0)
-            .map(|(name, value)| format!("{name}: {}\n", value.get()))
+        self.values()
+            .map(|(name, value)| format!("{name}: {value}\n"))
             .collect()
     }
 
@@ -343,6 +381,11 @@ fn add(cells: &[Cell<u64>], place: usize, more: u64) {
     if let Some(cell) = cells.get(place) {
         cell.set(cell.get().wrapping_add(more));
     }
+}
+
+/// The place of each counter, by its name.
+pub(crate) fn places() -> BTreeMap<String, usize> {
+    names().zip(0..).collect()
 }
 
 /// The names of all counters, in the order of [`Counters::cells`].

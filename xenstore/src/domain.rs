@@ -3,6 +3,8 @@
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::rc::Rc;
+use alloc::string::String;
+use alloc::vec::Vec;
 use core::cell::Cell;
 use core::mem;
 
@@ -34,6 +36,8 @@ pub(crate) struct Domain {
     pub(crate) target: Option<Incarnation>,
     pub(crate) features: Features,
     pub(crate) overrides: Overrides,
+    /// Quotas that a state stream gave it and that mean nothing here; for the next stream.
+    pub(crate) unknown_quotas: Vec<(String, u32)>,
     pub(crate) usage: Usage,
     /// What it may still do to others' transactions.
     pub(crate) credits: Credits,
@@ -58,11 +62,11 @@ pub(crate) struct Domains {
     lives: SlotMap<DefaultKey, Box<Domain>>,
     by_domid: BTreeMap<DomId, DefaultKey>,
     /// Counts those that ended.
-    deaths: u64,
+    pub(crate) deaths: u64,
     /// What happened to those.
-    past: Counters,
+    pub(crate) past: Counters,
     /// Something noteworthy was counted since the last look.
-    noted: Rc<Cell<bool>>,
+    pub(crate) noted: Rc<Cell<bool>>,
 }
 
 impl Domains {
@@ -138,16 +142,31 @@ impl Domains {
 
     /// The domain with this identity, made known if it was not. What was known under this domid must be the same domain.
     pub(crate) fn learn(&mut self, identity: Identity, features: Features) -> Incarnation {
-        let Identity { domid, unique } = identity;
+        let incarnation = self.expect(identity.domid, features);
+        if let Some(domain) = self.lives.get_mut(incarnation.life) {
+            domain.unique.get_or_insert(identity.unique);
+        }
+        incarnation
+    }
+
+    /// The domain with this id, made known if it was not; who it is, is yet to be told.
+    pub(crate) fn expect(&mut self, domid: DomId, features: Features) -> Incarnation {
         let lives = &mut self.lives;
         let life = *self.by_domid.entry(domid).or_insert_with(|| {
             lives.insert_with_key(|life| {
                 Box::new(Domain::new(Incarnation { domid, life }, features))
             })
         });
-        if let Some(domain) = lives.get_mut(life) {
-            domain.unique.get_or_insert(unique);
-        }
+        Incarnation { domid, life }
+    }
+
+    /// A domain with this id that is no more.
+    pub(crate) fn departed(&mut self, domid: DomId) -> Incarnation {
+        let life = self.lives.insert_with_key(|life| {
+            let incarnation = Incarnation { domid, life };
+            Box::new(Domain::new(incarnation, Features::ALL))
+        });
+        self.lives.remove(life);
         Incarnation { domid, life }
     }
 
@@ -233,6 +252,7 @@ impl Domain {
             target: None,
             features,
             overrides: Overrides::default(),
+            unknown_quotas: Vec::new(),
             usage: Usage::default(),
             credits: Credits::default(),
             estates: BTreeSet::new(),

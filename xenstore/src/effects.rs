@@ -179,7 +179,12 @@ impl<S: Storage> Effects<S> {
         }
     }
 
-    fn charge(&mut self, owner: Incarnation, nodes: i64, bytes: i64) {
+    /// The estates that begin or cease to be, in order.
+    pub(crate) fn estates(&self) -> &[Transfer] {
+        &self.estates
+    }
+
+    pub(crate) fn charge(&mut self, owner: Incarnation, nodes: i64, bytes: i64) {
         let at = self.charges.partition_point(|(other, _)| *other < owner);
         match self.charges.get_mut(at) {
             Some((other, charge)) if *other == owner => {
@@ -190,7 +195,7 @@ impl<S: Storage> Effects<S> {
         }
     }
 
-    fn transfer(&mut self, owner: Incarnation, path: PathRef<'_>, gained: bool) {
+    pub(crate) fn transfer(&mut self, owner: Incarnation, path: PathRef<'_>, gained: bool) {
         let path = path.to_path();
         self.estates.push(Transfer {
             owner,

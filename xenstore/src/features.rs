@@ -33,6 +33,11 @@ impl Features {
         }
     }
 
+    /// Those of these bits that the server has.
+    pub(crate) const fn known_of(bits: u32) -> Self {
+        Self(bits & Self::ALL.0)
+    }
+
     /// The word for the ring page.
     #[must_use]
     pub const fn bits(self) -> u32 {

@@ -81,6 +81,11 @@ impl TxId {
         NonZeroU32::new(number).map(Self)
     }
 
+    /// The number itself.
+    pub(crate) fn get(self) -> u32 {
+        self.0.get()
+    }
+
     /// The number that comes next; 0 is left out.
     pub(crate) fn next(self) -> Self {
         Self(self.0.checked_add(1).unwrap_or(NonZeroU32::MIN))
@@ -101,27 +106,38 @@ pub struct ReqId(pub u32);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Generation(pub(crate) u64);
 
-/// One connection's life. Never used twice, so a stale one names nothing (hostility.md R12).
+/// One connection's life, in order of their beginnings. Never used twice, so a stale one names nothing (hostility.md R12).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ConnId(pub(crate) DefaultKey);
+pub struct ConnId {
+    /// How many began before it. A state stream keeps it, so that an order by connection is the same before and after.
+    pub(crate) number: u64,
+    /// Where it is kept.
+    pub(crate) key: DefaultKey,
+}
 
 /// A question to the host that a request waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(pub(crate) u64);
 
 impl ConnId {
+    /// How many connections began before this one.
+    #[must_use]
+    pub fn number(self) -> u64 {
+        self.number
+    }
+
     /// Where the connection stands among those there are: a small number that no other one has at the same time.
     #[must_use]
     pub fn place(self) -> usize {
         // The lower half of the key is the place, the upper one how often it was taken.
-        let place = self.0.data().as_ffi() & u64::from(u32::MAX);
+        let place = self.key.data().as_ffi() & u64::from(u32::MAX);
         usize::try_from(place).unwrap_or(usize::MAX)
     }
 }
 
-/// A place and how often it was taken.
+/// Its number.
 impl fmt::Display for ConnId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::LowerHex::fmt(&self.0.data().as_ffi(), f)
+        self.number.fmt(f)
     }
 }

@@ -51,6 +51,7 @@ mod request;
 mod run;
 mod server;
 mod spell;
+pub mod state;
 mod storage;
 mod store;
 mod time;

@@ -32,6 +32,27 @@ impl<S: Storage> Server<S> {
         conn
     }
 
+    /// Tells who has a domid, if anybody, where a state stream did not (`Restored::unconfirmed`). A domain that is not there has ended.
+    pub fn confirm(&mut self, domid: DomId, identity: Option<Identity>) {
+        match identity {
+            Some(identity) => {
+                self.meet(identity);
+            }
+            None => {
+                if self.bury(domid) {
+                    self.tell_special_plainly(RELEASE_DOMAIN);
+                }
+            }
+        }
+    }
+
+    /// Tells what a domain was offered, by its ring page, where a state stream did not (`RestoredLink::features`).
+    pub fn adopt_features(&mut self, domid: DomId, bits: u32) {
+        if let Some(domain) = self.domains.get_mut(domid) {
+            domain.features = Features::known_of(bits & self.settings.features.bits());
+        }
+    }
+
     /// An [`Action`] with a ticket is done, or failed. A ticket that is not open is no matter.
     pub fn handle_completed(&mut self, ticket: Ticket, outcome: Outcome) {
         match (self.questions.remove(&ticket), outcome) {
@@ -41,6 +62,7 @@ impl<S: Storage> Server<S> {
                     header,
                     conn,
                     domid,
+                    ..
                 }),
                 outcome,
             ) => {

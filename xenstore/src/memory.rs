@@ -134,7 +134,7 @@ pub(crate) struct Left {
     free: u64,
     total: u64,
     /// When to look again for transactions that are open too long.
-    next_look: Instant,
+    pub(crate) next_look: Instant,
     /// Changes, for the log, by what it came to.
     told: [Spell; 4],
 }

@@ -135,24 +135,25 @@ impl Payload {
     }
 }
 
-struct Message {
-    header: [u8; HEADER_SIZE],
-    payload: Payload,
-    cause: Option<Cause>,
-    event: Option<Mark>,
+pub(crate) struct Message {
+    pub(crate) header: [u8; HEADER_SIZE],
+    pub(crate) payload: Payload,
+    pub(crate) cause: Option<Cause>,
+    pub(crate) event: Option<Mark>,
 }
 
 /// What is kept of an event.
 #[derive(Clone, Copy)]
-struct Mark {
-    watch: WatchId,
-    queued: Instant,
+pub(crate) struct Mark {
+    pub(crate) watch: WatchId,
+    pub(crate) queued: Instant,
     /// It is told even if an equal one waits, and an equal one even if it waits.
-    repeats: bool,
+    pub(crate) repeats: bool,
 }
 
 impl Message {
-    fn bytes(&self) -> u64 {
+    /// What it costs.
+    pub(crate) fn bytes(&self) -> u64 {
         let payload = u64::try_from(self.payload.len()).unwrap_or(u64::MAX);
         MESSAGE_BYTES.saturating_add(payload)
     }
@@ -315,6 +316,32 @@ impl Output {
         let numbers = (self.first..).zip(&self.messages);
         let told = numbers.filter_map(|(number, message)| Some((message.told()?.digest(), number)));
         self.told = Some(told.collect());
+    }
+
+    /// The messages that wait, and how much of the first was sent.
+    pub(crate) fn waiting(&self) -> (impl Iterator<Item = &Message>, usize) {
+        (self.messages.iter(), self.sent)
+    }
+
+    /// Queues a message that waited in another instance of the server; `is_counted` is that of its event.
+    pub(crate) fn restore(&mut self, message: Message, is_counted: bool) {
+        if message.event.is_none() {
+            self.replies = self.replies.saturating_add(1);
+            self.push(message);
+            return;
+        }
+        if is_counted {
+            let waiting = self.sources.entry(source_of(message.cause)).or_default();
+            *waiting = waiting.saturating_add(1);
+        }
+        self.push(message);
+        self.events = self.events.saturating_add(1);
+        self.index_last();
+    }
+
+    /// Notes how much of the first message that other instance had sent.
+    pub(crate) fn restore_sent(&mut self, sent: usize) {
+        self.sent = sent;
     }
 
     /// The next bytes to send, of one message: what is left of its header and of its payload.

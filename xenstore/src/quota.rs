@@ -148,6 +148,12 @@ impl Quotas {
 }
 
 impl Overrides {
+    /// Those that there are.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (Quota, u32)> {
+        let limits = Quota::all().zip(self.0);
+        limits.filter_map(|(quota, limit)| Some((quota, limit?)))
+    }
+
     pub(crate) fn set(&mut self, quota: Quota, limit: u32) {
         if let Some(place) = self.0.get_mut(quota as usize) {
             *place = Some(limit);

@@ -5,6 +5,7 @@ use core::mem;
 use crate::answer::Answer;
 use crate::bugs;
 use crate::connection::{Connection, Request};
+use crate::counters::Counter;
 use crate::database::{Need, Refusal};
 use crate::ids::{ConnId, Ticket};
 use crate::journal::Entry;
@@ -213,6 +214,7 @@ impl<S: Storage> Server<S> {
                     header,
                     conn: fresh,
                     domid,
+                    port,
                 };
                 (
                     question,
@@ -261,6 +263,27 @@ impl<S: Storage> Server<S> {
         if let Some(watch) = self.fresh_watch.take() {
             self.tell_first(watch);
         }
+        self.take_backlog(conn);
+    }
+
+    /// Makes a request of bytes that another instance of the server had read, behind one that was answered.
+    pub(crate) fn take_backlog(&mut self, conn: ConnId) {
+        let connection = self.connections.get_mut(conn);
+        let Some(connection) = connection.filter(|connection| !connection.backlog.is_empty())
+        else {
+            return;
+        };
+        while !connection.backlog.is_empty() && !connection.input.is_whole() {
+            let (bytes, _) = connection.backlog.as_slices();
+            match connection.input.take(bytes, &mut self.spare) {
+                Ok(taken) => drop(connection.backlog.drain(..taken)),
+                Err(_) => {
+                    self.count(conn, Counter::ProtocolFaults);
+                    return self.stop(conn);
+                }
+            }
+        }
+        self.queue(conn);
     }
 
     /// The reply that is an error, which is counted.

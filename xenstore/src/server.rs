@@ -5,6 +5,8 @@
 
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::string::String;
+use alloc::vec::Vec;
 use core::time::Duration;
 
 use crate::bugs;
@@ -163,6 +165,14 @@ pub struct Server<S: Storage = Tree> {
     pub(crate) events: u64,
     pub(crate) asked: u64,
     pub(crate) journal: Journal,
+    pub(crate) unknown_quotas: UnknownQuotas,
+}
+
+/// Limits for all domains, and limits for all of them together, that a state stream gave and that mean nothing here; for the next stream.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct UnknownQuotas {
+    pub(crate) of_domains: Vec<(String, u32)>,
+    pub(crate) of_all: Vec<(String, u32)>,
 }
 
 /// What a ticket was given for.
@@ -173,6 +183,7 @@ pub(crate) enum Question {
         header: Header,
         conn: ConnId,
         domid: DomId,
+        port: EvtchnPort,
     },
     Identify {
         requester: ConnId,
@@ -234,6 +245,11 @@ impl<S: Storage> Server<S> {
     /// A store with its first nodes and no connection.
     #[must_use]
     pub fn with_storage(settings: Settings) -> Self {
+        Self::bare(settings).with_first_nodes()
+    }
+
+    /// A store that has nothing but what every store has.
+    pub(crate) fn bare(settings: Settings) -> Self {
         let (domains, owner) = Domains::new(settings.privileged, settings.features);
         Self {
             store: Store::new(owner),
@@ -265,8 +281,8 @@ impl<S: Storage> Server<S> {
             events: 0,
             asked: 0,
             journal: Journal::default(),
+            unknown_quotas: UnknownQuotas::default(),
         }
-        .with_first_nodes()
     }
 
     /// Takes bytes of a connection: at most to the end of one request, none while one waits to run.
@@ -277,7 +293,8 @@ impl<S: Storage> Server<S> {
         let Some(connection) = self.connections.get_mut(conn) else {
             return Ok(0);
         };
-        if connection.stopped || connection.waiting.is_some() {
+        let is_behind = !connection.backlog.is_empty();
+        if connection.stopped || connection.waiting.is_some() || is_behind {
             return Ok(0);
         }
         let taken = connection.input.take(bytes, &mut self.spare);
@@ -295,7 +312,10 @@ impl<S: Storage> Server<S> {
     #[must_use]
     pub fn takes_bytes(&self, conn: ConnId) -> bool {
         self.connections.get(conn).is_some_and(|connection| {
-            !connection.stopped && connection.waiting.is_none() && !connection.input.is_whole()
+            !connection.stopped
+                && connection.waiting.is_none()
+                && connection.backlog.is_empty()
+                && !connection.input.is_whole()
         })
     }
 

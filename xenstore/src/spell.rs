@@ -9,10 +9,10 @@ use crate::time::Instant;
 const SPELL: Duration = Duration::from_secs(60);
 
 /// One kind of trouble from one source.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Spell {
-    told: Option<Instant>,
-    untold: u32,
+    pub(crate) told: Option<Instant>,
+    pub(crate) untold: u32,
 }
 
 impl Spell {

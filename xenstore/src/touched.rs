@@ -151,6 +151,12 @@ impl Touched {
         self.paths.get(touch.start..touch.end)
     }
 
+    /// The paths, in the order in which they were touched first.
+    pub(crate) fn paths(&self) -> impl Iterator<Item = &str> {
+        let path = |touch: &Touch| self.paths.get(touch.start..touch.end);
+        self.touches.iter().filter_map(path)
+    }
+
     fn find(&self, digest: u64, path: PathRef<'_>) -> Option<usize> {
         let equal = |at: &usize| {
             let is_alike = |touch: &Touch| touch.digest == digest;

@@ -19,7 +19,7 @@ use crate::database::{Refusal, Setting, Work};
 use crate::domain::{Domain, Domains};
 use crate::effects::Effects;
 use crate::ids::TxId;
-use crate::path::Path;
+use crate::path::{Path, PathRef};
 use crate::quota::{Quota, within};
 use crate::run::cost_of;
 use crate::storage::Storage;
@@ -39,9 +39,9 @@ const SPARE_BYTES: usize = 8192;
 
 /// The open transactions of one connection.
 pub(crate) struct Transactions<S: Storage> {
-    open: BTreeMap<TxId, Box<Transaction<S>>>,
+    pub(crate) open: BTreeMap<TxId, Box<Transaction<S>>>,
     /// The id given last, if any.
-    last: Option<TxId>,
+    pub(crate) last: Option<TxId>,
     /// Bytes of all of them.
     bytes: u64,
     /// What commits have cost, and nobody was told.
@@ -79,10 +79,12 @@ impl<S: Storage> Transactions<S> {
         };
         let bytes = |transaction: &Transaction<S>| {
             let kept = transaction.log.kept.iter().map(each);
-            kept.fold(transaction.log.payloads.len(), usize::saturating_add)
+            let kept = kept.fold(transaction.log.payloads.len(), usize::saturating_add);
+            let kept = u64::try_from(kept).unwrap_or(u64::MAX);
+            kept.saturating_add(transaction.log.touched.bytes())
         };
         let all = self.open.values().map(|transaction| bytes(transaction));
-        let found = u64::try_from(all.sum::<usize>()).unwrap_or(u64::MAX);
+        let found: u64 = all.sum();
         if found == self.bytes {
             Ok(())
         } else {
@@ -124,6 +126,12 @@ impl<S: Storage> Transactions<S> {
         id
     }
 
+    /// Keeps a transaction that was open in another instance of the server, under its id.
+    pub(crate) fn restore(&mut self, id: TxId, transaction: Box<Transaction<S>>) {
+        self.bytes = self.bytes.saturating_add(transaction.bytes);
+        self.open.insert(id, transaction);
+    }
+
     fn remove(&mut self, id: TxId) -> Option<Box<Transaction<S>>> {
         let transaction = self.open.remove(&id)?;
         self.bytes = self.bytes.saturating_sub(transaction.bytes);
@@ -144,7 +152,7 @@ impl<S: Storage> Transactions<S> {
     pub(crate) fn give_up(&mut self, none: &S, now: Instant, limit: Duration) -> usize {
         let mut given_up = 0_usize;
         for transaction in self.open.values_mut() {
-            if !transaction.is_given_up && now.since(transaction.opening.since()) >= limit {
+            if !transaction.is_given_up && now.since(transaction.opening.since) >= limit {
                 self.bytes = self.bytes.saturating_sub(transaction.bytes);
                 transaction.give_up(none);
                 given_up = given_up.saturating_add(1);
@@ -221,29 +229,30 @@ impl<S: Storage> Transactions<S> {
 
 /// An open transaction.
 pub(crate) struct Transaction<S: Storage> {
-    base: S,
-    nodes: S,
-    log: Box<Log<S>>,
+    pub(crate) base: S,
+    pub(crate) nodes: S,
+    pub(crate) log: Box<Log<S>>,
     /// What it costs to run them again.
     cost: u64,
     /// What running them again has cost.
     work: u64,
     /// Bytes that it holds beyond what it shares with the store.
     bytes: u64,
-    failed: bool,
-    /// It holds nothing any more; its requests and its end are answered with EAGAIN.
-    is_given_up: bool,
+    pub(crate) failed: bool,
+    /// It holds nothing any more, or was open in another instance of the server, which did not hand its nodes over; its requests and its end
+    /// are answered with EAGAIN.
+    pub(crate) is_given_up: bool,
     /// Domains that had ended when it began: what it gave to one that ended since must not become the store's.
-    deaths: u64,
-    opening: Opening,
+    pub(crate) deaths: u64,
+    pub(crate) opening: Opening,
     /// What the first request names that was answered otherwise when it ran again.
     conflict: Option<Path>,
 }
 
 /// What a transaction has done so far.
 pub(crate) struct Log<S: Storage> {
-    effects: Effects<S>,
-    touched: Touched,
+    pub(crate) effects: Effects<S>,
+    pub(crate) touched: Touched,
     kept: Vec<Kept>,
     /// The payloads of the kept requests, one behind the other.
     payloads: Vec<u8>,
@@ -457,7 +466,27 @@ impl<S: Storage> Transaction<S> {
         self.log.payloads.try_reserve(payload.len()).ok()
     }
 
-    fn keep(&mut self, kind: Kind, payload: &[u8], answer: Result<Answer, Errno>) {
+    /// The requests that it keeps, each with what it was answered.
+    pub(crate) fn kept(&self) -> impl Iterator<Item = (Kind, &[u8], &Result<Answer, Errno>)> {
+        let mut start = 0;
+        self.log.kept.iter().map(move |kept| {
+            let payload = self.log.payloads.get(start..kept.end).unwrap_or_default();
+            start = kept.end;
+            (kept.kind, payload, &kept.answer)
+        })
+    }
+
+    /// Notes a node that it has touched in another instance of the server, and counts what this costs.
+    pub(crate) fn touch(&mut self, path: PathRef<'_>) -> Result<(), Errno> {
+        let touched = self.log.touched.bytes();
+        self.log.touched.add(path, 0)?;
+        let touched = self.log.touched.bytes().saturating_sub(touched);
+        self.bytes = self.bytes.saturating_add(touched);
+        Ok(())
+    }
+
+    /// Keeps a request, and counts what it costs.
+    pub(crate) fn keep(&mut self, kind: Kind, payload: &[u8], answer: Result<Answer, Errno>) {
         self.cost = self.cost.saturating_add(cost_of(payload));
         let bytes = KEPT_BYTES
             .saturating_add(payload.len())

@@ -15,7 +15,7 @@ const AHEAD_MAX: u64 = 10_000;
 
 /// The clock's time up to which a connection has had its share.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Served(u64);
+pub(crate) struct Served(pub(crate) u64);
 
 impl Served {
     /// Up to where it has had its share when a request that began here has cost so much.
@@ -28,7 +28,7 @@ impl Served {
 /// The connections with a request that may run, each once.
 #[derive(Debug, Default)]
 pub(crate) struct Turns {
-    clock: u64,
+    pub(crate) clock: u64,
     /// The only one, most of the time.
     first: Option<Entry>,
     others: BTreeSet<Entry>,
@@ -36,14 +36,14 @@ pub(crate) struct Turns {
 
 /// One who waits. Fields in the order in which they decide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Entry {
+pub(crate) struct Entry {
     /// Where its request ends, as far as its cost is foreseen.
-    ends: Served,
+    pub(crate) ends: Served,
     /// Where it begins: not before the clock, so that who was away has not gathered a claim.
-    begins: Served,
+    pub(crate) begins: Served,
     /// Among equals, who has had less comes first.
-    served: Served,
-    conn: ConnId,
+    pub(crate) served: Served,
+    pub(crate) conn: ConnId,
 }
 
 impl Turns {
@@ -56,11 +56,21 @@ impl Turns {
             served,
             conn,
         };
+        self.put(entry);
+    }
+
+    /// Adds one whose place is known.
+    pub(crate) fn put(&mut self, entry: Entry) {
         if self.first.is_none() && self.others.is_empty() {
             self.first = Some(entry);
         } else {
             self.others.insert(entry);
         }
+    }
+
+    /// All who wait.
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = &Entry> {
+        self.first.iter().chain(&self.others)
     }
 
     /// The next, and where its share begins; none if it is foreseen to cost more than `at_most`.
@@ -96,7 +106,11 @@ mod tests {
 
     fn connections(n: usize) -> Vec<ConnId> {
         let mut places: SlotMap<DefaultKey, ()> = SlotMap::new();
-        (0..n).map(|_| ConnId(places.insert(()))).collect()
+        let conn = |number| ConnId {
+            number,
+            key: places.insert(()),
+        };
+        (0..).take(n).map(conn).collect()
     }
 
     /// All ask without end, and each gets as much, whether its cost is foreseen or not.

@@ -6,7 +6,7 @@ use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::cmp::Ordering;
+use core::cmp::{Ordering, Reverse};
 
 use slotmap::{DefaultKey, SecondaryMap, SlotMap};
 
@@ -21,8 +21,8 @@ const WATCH_BYTES: u64 = 256;
 /// One watch, in order of registration.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct WatchId {
-    number: u64,
-    place: DefaultKey,
+    pub(crate) number: u64,
+    pub(crate) place: DefaultKey,
 }
 
 /// Who wants to hear of what.
@@ -75,7 +75,8 @@ pub(crate) struct Watches {
     /// The watches of each connection, by what tells them apart.
     of: SecondaryMap<DefaultKey, Index<Name, WatchId>>,
     index: Spots,
-    next: u64,
+    /// The number of the next one.
+    pub(crate) next: u64,
 }
 
 /// What tells the watches of a connection apart: the absolute path and the token. A number made of both comes first, so that others
@@ -142,7 +143,7 @@ impl Watches {
 
     /// Whether the connection has a watch with this path and token, however spelt (protocol.md section 8).
     pub(crate) fn has(&self, watch: &Watch) -> bool {
-        let own = self.of.get(watch.connection.0);
+        let own = self.of.get(watch.connection.key);
         own.is_some_and(|own| {
             let (digest, order) = Name::wanted(watch.path.as_ref(), &watch.token);
             own.get(digest, order).is_some()
@@ -153,7 +154,26 @@ impl Watches {
     pub(crate) fn add(&mut self, watch: Watch) -> WatchId {
         let number = self.next;
         self.next = self.next.wrapping_add(1);
-        let connection = watch.connection.0;
+        self.add_as(number, watch)
+    }
+
+    /// The watches of a connection, in order of registration.
+    pub(crate) fn of(&self, connection: ConnId) -> Vec<(WatchId, &Watch)> {
+        let own = self
+            .of
+            .get(connection.key)
+            .into_iter()
+            .flat_map(Index::iter);
+        let mut found: Vec<_> = own
+            .filter_map(|(_, id)| Some((*id, self.get(*id)?)))
+            .collect();
+        found.sort_unstable_by_key(|(id, _)| *id);
+        found
+    }
+
+    /// As [`Watches::add`], with a number that no other one has.
+    pub(crate) fn add_as(&mut self, number: u64, watch: Watch) -> WatchId {
+        let connection = watch.connection.key;
         let path = watch.path.clone();
         let name = Name {
             digest: Name::digest_of(path.as_ref(), &watch.token),
@@ -176,19 +196,19 @@ impl Watches {
         path: PathRef<'_>,
         token: &[u8],
     ) -> Option<(WatchId, Watch)> {
-        let own = self.of.get_mut(connection.0)?;
+        let own = self.of.get_mut(connection.key)?;
         let token = Token::new(token);
         let (digest, order) = Name::wanted(path, &token);
         let id = own.remove(digest, order)?;
         if own.is_empty() {
-            self.of.remove(connection.0);
+            self.of.remove(connection.key);
         }
         Some((id, self.drop_watch(id)?))
     }
 
     /// Takes all watches of a connection off.
     pub(crate) fn remove_all(&mut self, connection: ConnId) {
-        let own = self.of.remove(connection.0).unwrap_or_default();
+        let own = self.of.remove(connection.key).unwrap_or_default();
         for (_, id) in own.iter().filter(|_| !bugs::XSA_330) {
             self.drop_watch(*id);
         }
@@ -250,25 +270,26 @@ impl Watches {
         found
     }
 
-    /// The watches below `path`, each with the names that lead there, the deepest first.
+    /// The watches below `path`, each with the names that lead there, the deepest first, else in order of registration.
     pub(crate) fn below(&self, path: PathRef<'_>) -> Vec<(WatchId, String)> {
         let mut found = Vec::new();
-        let mut open: Vec<(&Spot, String)> = Vec::new();
+        let mut open: Vec<(&Spot, String, u32)> = Vec::new();
         if let Some(spot) = self.index.find(path) {
-            open.push((spot, String::new()));
+            open.push((spot, String::new(), 0));
         }
-        while let Some((spot, way)) = open.pop() {
-            if !way.is_empty() {
-                found.extend(spot.watches.iter().map(|id| (*id, way.clone())));
+        while let Some((spot, way, depth)) = open.pop() {
+            if depth > 0 {
+                found.extend(spot.watches.iter().map(|id| (depth, *id, way.clone())));
             }
             for (name, place) in spot.below.iter() {
                 if let Some(spot) = self.index.spots.get(*place) {
-                    open.push((spot, format!("{way}/{name}")));
+                    open.push((spot, format!("{way}/{name}"), depth.saturating_add(1)));
                 }
             }
         }
-        found.reverse();
-        found
+        // An order that does not depend on which watches there were before.
+        found.sort_unstable_by_key(|(depth, id, _)| (Reverse(*depth), *id));
+        found.into_iter().map(|(_, id, way)| (id, way)).collect()
     }
 
     fn drop_watch(&mut self, id: WatchId) -> Option<Watch> {
@@ -378,7 +399,10 @@ mod tests {
     use super::*;
 
     fn connection() -> ConnId {
-        ConnId(slotmap::KeyData::from_ffi(1).into())
+        ConnId {
+            number: 0,
+            key: slotmap::KeyData::from_ffi(1).into(),
+        }
     }
 
     fn watch(path: &str, token: &str) -> Watch {

@@ -11,6 +11,7 @@
 mod machine;
 #[path = "transcript/message.rs"]
 mod message;
+mod twins;
 
 use core::time::Duration;
 

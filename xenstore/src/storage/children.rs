@@ -175,6 +175,19 @@ impl<T: Clone> Children<T> {
         few.chain(many.map(|(key, aged)| (&key.text, &aged.item)))
     }
 
+    /// The children in order of creation.
+    pub(crate) fn in_order(&self) -> Vec<(&Rc<str>, &T)> {
+        match self.0.as_deref() {
+            Some(List::Many(many)) => {
+                let (names, _) = many.by_age.iter_from(0);
+                names
+                    .filter_map(|(_, name)| Some((name, self.get(name)?)))
+                    .collect()
+            }
+            _ => self.iter().collect(),
+        }
+    }
+
     pub(crate) fn get(&self, name: &str) -> Option<&T> {
         let (digest, order) = Key::wanted(name);
         match &**self.0.as_ref()? {

@@ -79,6 +79,19 @@ impl Storage for FlatMap {
         Some(owner)
     }
 
+    fn restore(&mut self, path: PathRef<'_>, seed: Seed) -> Option<Incarnation> {
+        let (_, name) = path.split()?;
+        let parent = self.get_mut(path.parent()?)?;
+        if parent.children.get(name).is_some() {
+            return None;
+        }
+        let owner = parent.acl.owner();
+        parent.children.add(name, ());
+        self.nodes
+            .insert(Key::new(path.as_str().into()), Node::new(seed));
+        Some(owner)
+    }
+
     fn add_special(&mut self, name: PathRef<'_>, seed: Seed) {
         self.touch();
         self.nodes
@@ -109,6 +122,22 @@ impl Storage for FlatMap {
             all: self.clone(),
             top: path.to_path(),
         })
+    }
+
+    fn shares(&self, other: &Self, _: PathRef<'_>) -> bool {
+        self.is_same(other)
+    }
+
+    fn walk(&self, top: PathRef<'_>, mut each: impl FnMut(PathRef<'_>, &Node<()>)) {
+        let mut open = Vec::from([top.to_path()]);
+        while let Some(path) = open.pop() {
+            let Some(node) = self.get(path.as_ref()) else {
+                continue;
+            };
+            each(path.as_ref(), node);
+            let below = node.children.in_order().into_iter().rev();
+            open.extend(below.map(|(name, ())| path.as_ref().join(name)));
+        }
     }
 
     fn visit_children(&self, path: PathRef<'_>, mut each: impl FnMut(&str, &Acl)) {

@@ -52,6 +52,9 @@ pub trait Storage: Clone {
     /// node's.
     fn add(&mut self, path: PathRef<'_>, seed: Seed) -> Option<Incarnation>;
 
+    /// As [`Storage::add`], for a node that was there before: the parent's generation stays. Not if there is one by that name.
+    fn restore(&mut self, path: PathRef<'_>, seed: Seed) -> Option<Incarnation>;
+
     /// Adds a special name.
     fn add_special(&mut self, name: PathRef<'_>, seed: Seed);
 
@@ -64,6 +67,12 @@ pub trait Storage: Clone {
 
     /// A node with all below it, as it is now.
     fn branch(&self, path: PathRef<'_>) -> Option<Self::Branch>;
+
+    /// Whether it is certain without a look at them that a node and all below it, or a special name, are the same in both.
+    fn shares(&self, other: &Self, path: PathRef<'_>) -> bool;
+
+    /// Visits a node and all below it: parents before children, and children in order of their creation.
+    fn walk(&self, top: PathRef<'_>, each: impl FnMut(PathRef<'_>, &Node<Self::Child>));
 
     /// Visits the children of a node, with their names, in no order that means anything.
     fn visit_children(&self, path: PathRef<'_>, each: impl FnMut(&str, &Acl));

@@ -3,6 +3,7 @@
 //! Where no snapshot is alive, edits happen in place; else the nodes on the way down are copied, and their children shared.
 
 use alloc::rc::Rc;
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::{Branch, Children, Leaf, Node, Seed, Storage};
@@ -74,6 +75,16 @@ impl Storage for Tree {
         Some(parent.acl.owner())
     }
 
+    fn restore(&mut self, path: PathRef<'_>, seed: Seed) -> Option<Incarnation> {
+        let (parent, name) = path.split()?;
+        let parent = self.root.descend_mut(Components::of(parent))?;
+        if parent.children.get(name).is_some() {
+            return None;
+        }
+        parent.children.add(name, Limb(Rc::new(Node::new(seed))));
+        Some(parent.acl.owner())
+    }
+
     fn add_special(&mut self, name: PathRef<'_>, seed: Seed) {
         let specials = Rc::make_mut(&mut self.specials.0);
         let limb = Limb(Rc::new(Node::new(seed)));
@@ -90,6 +101,43 @@ impl Storage for Tree {
 
     fn branch(&self, path: PathRef<'_>) -> Option<Limb> {
         self.start(path).descend(path.components()).cloned()
+    }
+
+    fn shares(&self, other: &Self, path: PathRef<'_>) -> bool {
+        let own = self.start(path).descend(path.components());
+        let its = other.start(path).descend(path.components());
+        own.zip(its)
+            .is_some_and(|(own, its)| Rc::ptr_eq(&own.0, &its.0))
+    }
+
+    fn walk(&self, top: PathRef<'_>, mut each: impl FnMut(PathRef<'_>, &Node<Limb>)) {
+        let Some(first) = self.start(top).descend(top.components()) else {
+            return;
+        };
+        // The path of the node before, and the nodes to come, each with how much of that path is its parent's.
+        let mut path = String::from(top.as_str());
+        each(top, &first.0);
+        let mut open = Vec::new();
+        let root = if top.is_root() { 0 } else { path.len() };
+        let mut node = (first, root);
+        loop {
+            let (limb, own) = node;
+            let below = limb.0.children.in_order();
+            open.extend(
+                below
+                    .into_iter()
+                    .rev()
+                    .map(|(name, child)| (own, name, child)),
+            );
+            let Some((above, name, child)) = open.pop() else {
+                return;
+            };
+            path.truncate(above);
+            path.push('/');
+            path.push_str(name);
+            each(PathRef::known(&path), &child.0);
+            node = (child, path.len());
+        }
     }
 
     fn visit_children(&self, path: PathRef<'_>, mut each: impl FnMut(&str, &Acl)) {

@@ -18,11 +18,13 @@ const PORTS: u32 = 8;
 pub(crate) struct Machine<S: Storage = Tree> {
     pub(crate) server: Server<S>,
     domains: BTreeMap<u16, Domain>,
-    links: BTreeMap<u16, Link>,
-    now: Instant,
+    pub(crate) links: BTreeMap<u16, Link>,
+    pub(crate) now: Instant,
     born: u128,
     /// Connections of which the store said that they should be looked at.
-    ready: BTreeSet<ConnId>,
+    pub(crate) ready: BTreeSet<ConnId>,
+    /// What happens whenever the host has done one thing and not yet the next.
+    pub(crate) between: Option<fn(&mut Self)>,
 }
 
 /// A domain that exists.
@@ -32,8 +34,8 @@ struct Domain {
 }
 
 /// A domain's way to the store.
-struct Link {
-    conn: ConnId,
+pub(crate) struct Link {
+    pub(crate) conn: ConnId,
     input: VecDeque<u8>,
     output: Vec<u8>,
     /// The store took nothing the last time: it is offered more when the store says so.
@@ -52,6 +54,7 @@ impl<S: Storage> Machine<S> {
             now: Instant(0),
             born: 1000,
             ready: BTreeSet::new(),
+            between: None,
         };
         machine.create(0, true);
         machine.open(0);
@@ -172,9 +175,11 @@ impl<S: Storage> Machine<S> {
     pub(crate) fn pump(&mut self) {
         loop {
             let progress = self.server.run(self.now, BUDGET);
+            self.interrupt();
             let mut idle = progress == Progress::Idle;
             while let Some(action) = self.server.poll_action() {
                 self.act(&action);
+                self.interrupt();
                 idle = false;
             }
             while let Some(conn) = self.server.poll_ready() {
@@ -184,10 +189,17 @@ impl<S: Storage> Machine<S> {
             let domids: Vec<u16> = self.links.keys().copied().collect();
             for domid in domids {
                 idle &= !self.look(domid);
+                self.interrupt();
             }
             if idle {
                 return;
             }
+        }
+    }
+
+    fn interrupt(&mut self) {
+        if let Some(between) = self.between {
+            between(self);
         }
     }
 

@@ -1,0 +1,196 @@
+//! Bytes of a stream: records with a length that is a multiple of 8, written into a [`Sink`], and read with every length checked.
+
+use alloc::vec::Vec;
+
+use super::Damage;
+use crate::storage::digest_bytes;
+
+/// Where a stream is written to. One that is too small should note it, and take no more.
+pub trait Sink {
+    /// Takes the next bytes.
+    fn put(&mut self, bytes: &[u8]);
+}
+
+impl Sink for Vec<u8> {
+    fn put(&mut self, bytes: &[u8]) {
+        self.extend_from_slice(bytes);
+    }
+}
+
+/// Counts the bytes of a stream and keeps none: what an export would need.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Size(pub u64);
+
+impl Sink for Size {
+    fn put(&mut self, bytes: &[u8]) {
+        let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        self.0 = self.0.saturating_add(len);
+    }
+}
+
+/// What every record's length is a multiple of.
+const ALIGNMENT: usize = 8;
+
+/// A length with its padding.
+pub(super) fn padded(len: usize) -> Option<usize> {
+    len.checked_next_multiple_of(ALIGNMENT)
+}
+
+/// Mixes the next bytes of a stream into the digest of those before. Their number is a multiple of 8, so that every change of a few
+/// neighbouring bytes changes the digest.
+pub(super) fn mix(digest: u64, bytes: &[u8]) -> u64 {
+    digest.rotate_left(7) ^ digest_bytes(bytes)
+}
+
+/// Writes records.
+pub(super) struct Writer<'a> {
+    sink: &'a mut dyn Sink,
+    body: Vec<u8>,
+    pub(super) records: u64,
+    pub(super) digest: u64,
+}
+
+impl<'a> Writer<'a> {
+    pub(super) fn new(sink: &'a mut dyn Sink) -> Self {
+        Self {
+            sink,
+            body: Vec::new(),
+            records: 0,
+            digest: 0,
+        }
+    }
+
+    /// Bytes before the records.
+    pub(super) fn preamble(&mut self, bytes: &[u8]) {
+        self.digest = mix(self.digest, bytes);
+        self.sink.put(bytes);
+    }
+
+    /// A record of this type with the body that `fill` makes.
+    pub(super) fn record(&mut self, kind: u32, fill: impl FnOnce(&mut Body<'_>)) {
+        self.body.clear();
+        fill(&mut Body(&mut self.body));
+        let size = padded(self.body.len()).unwrap_or(usize::MAX);
+        self.body.resize(size, 0);
+        let mut header = [0; ALIGNMENT];
+        let len = u32::try_from(size).unwrap_or(u32::MAX);
+        let words = [kind, len];
+        for (place, word) in header.as_chunks_mut::<4>().0.iter_mut().zip(words) {
+            *place = word.to_le_bytes();
+        }
+        self.digest = mix(mix(self.digest, &header), &self.body);
+        self.records = self.records.saturating_add(1);
+        self.sink.put(&header);
+        self.sink.put(&self.body);
+    }
+}
+
+/// The body of a record that is being written.
+pub(super) struct Body<'a>(&'a mut Vec<u8>);
+
+impl Body<'_> {
+    pub(super) fn u8(&mut self, value: u8) {
+        self.0.push(value);
+    }
+
+    pub(super) fn u16(&mut self, value: u16) {
+        self.bytes(&value.to_le_bytes());
+    }
+
+    pub(super) fn u32(&mut self, value: u32) {
+        self.bytes(&value.to_le_bytes());
+    }
+
+    pub(super) fn u64(&mut self, value: u64) {
+        self.bytes(&value.to_le_bytes());
+    }
+
+    /// The length of something in 16 bits.
+    pub(super) fn len16(&mut self, len: usize) {
+        self.u16(u16::try_from(len).unwrap_or(u16::MAX));
+    }
+
+    /// The length of something in 32 bits.
+    pub(super) fn len32(&mut self, len: usize) {
+        self.u32(u32::try_from(len).unwrap_or(u32::MAX));
+    }
+
+    /// Bytes behind their length in 32 bits.
+    pub(super) fn block(&mut self, bytes: &[u8]) {
+        self.len32(bytes.len());
+        self.bytes(bytes);
+    }
+
+    pub(super) fn bytes(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+
+    /// Zeros up to a multiple of 8.
+    pub(super) fn pad(&mut self) {
+        let size = padded(self.0.len()).unwrap_or(usize::MAX);
+        self.0.resize(size, 0);
+    }
+}
+
+/// The fields of a record that is being read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fields<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Fields<'a> {
+    pub(super) fn new(body: &'a [u8]) -> Self {
+        Self { rest: body }
+    }
+
+    pub(super) fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
+    pub(super) fn bytes(&mut self, len: usize) -> Result<&'a [u8], Damage> {
+        let (bytes, rest) = self.rest.split_at_checked(len).ok_or(Damage::Short)?;
+        self.rest = rest;
+        Ok(bytes)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], Damage> {
+        let (bytes, rest) = self.rest.split_first_chunk().ok_or(Damage::Short)?;
+        self.rest = rest;
+        Ok(*bytes)
+    }
+
+    pub(super) fn u8(&mut self) -> Result<u8, Damage> {
+        self.array().map(|[byte]| byte)
+    }
+
+    pub(super) fn u16(&mut self) -> Result<u16, Damage> {
+        self.array().map(u16::from_le_bytes)
+    }
+
+    pub(super) fn u32(&mut self) -> Result<u32, Damage> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    pub(super) fn u64(&mut self) -> Result<u64, Damage> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    pub(super) fn u128(&mut self) -> Result<u128, Damage> {
+        self.array().map(u128::from_le_bytes)
+    }
+
+    pub(super) fn i64(&mut self) -> Result<i64, Damage> {
+        self.array().map(i64::from_le_bytes)
+    }
+
+    /// A length in 32 bits.
+    pub(super) fn len32(&mut self) -> Result<usize, Damage> {
+        usize::try_from(self.u32()?).map_err(|_| Damage::Short)
+    }
+
+    /// Bytes behind their length in 32 bits.
+    pub(super) fn block(&mut self) -> Result<&'a [u8], Damage> {
+        let len = self.len32()?;
+        self.bytes(len)
+    }
+}

@@ -1,0 +1,283 @@
+//! A stream, record by record: where each begins, what it says, and what is wrong with the first that is not in order.
+
+use core::fmt;
+
+use super::codec::{Fields, mix, padded};
+use super::own::Own;
+use super::record::{
+    Carrier, Content, HEADER_SIZE, IDENTIFIER, PREAMBLE_SIZE, kind, watch_extended,
+};
+use super::{Damage, StateError};
+use crate::time::Instant;
+
+/// The records of a stream, up to and with the one that ends it.
+#[derive(Clone, Debug)]
+pub struct Records<'a> {
+    stream: &'a [u8],
+    version: u32,
+    /// Where the next one begins.
+    at: usize,
+    /// Those that were given.
+    pub(super) count: u64,
+    /// Of all bytes before the next one.
+    pub(super) digest: u64,
+    is_over: bool,
+}
+
+/// One record. It is written as a person reads it.
+#[derive(Clone, Debug)]
+pub struct Record<'a> {
+    /// Where it begins, in bytes from the start of the stream.
+    pub offset: usize,
+    /// Its type.
+    pub kind: u32,
+    /// Bytes of its body, padding included.
+    pub len: usize,
+    pub(super) content: Content<'a>,
+}
+
+impl<'a> Records<'a> {
+    /// Begins to read a stream.
+    ///
+    /// # Errors
+    /// It does not begin as a stream of a known version in the byte order of this machine.
+    pub fn new(stream: &'a [u8]) -> Result<Self, StateError> {
+        let damaged = |why| StateError {
+            offset: 0,
+            record: None,
+            why,
+        };
+        let preamble = stream.get(..PREAMBLE_SIZE);
+        let Some((identifier, [v3, v2, v1, v0, flags @ ..])) =
+            preamble.and_then(<[u8]>::split_first_chunk)
+        else {
+            return Err(damaged(Damage::Identifier));
+        };
+        let version = u32::from_be_bytes([*v3, *v2, *v1, *v0]);
+        let flags = flags.first_chunk().copied().map_or(0, u32::from_be_bytes);
+        if identifier != IDENTIFIER {
+            Err(damaged(Damage::Identifier))
+        } else if !(1..=2).contains(&version) {
+            Err(damaged(Damage::Version(version)))
+        } else if flags != 0 {
+            Err(damaged(Damage::Flags(flags)))
+        } else {
+            Ok(Self {
+                stream,
+                version,
+                at: PREAMBLE_SIZE,
+                count: 0,
+                digest: mix(0, preamble.unwrap_or_default()),
+                is_over: false,
+            })
+        }
+    }
+
+    /// The version of the stream.
+    #[must_use]
+    pub fn version(&self) -> u32 {
+        self.version
+    }
+
+    fn read(&mut self) -> Result<Record<'a>, StateError> {
+        let offset = self.at;
+        let mut record = None;
+        self.read_at(offset, &mut record).map_err(|why| StateError {
+            offset,
+            record,
+            why,
+        })
+    }
+
+    fn read_at(&mut self, offset: usize, record: &mut Option<u32>) -> Result<Record<'a>, Damage> {
+        let rest = self.stream.get(offset..).unwrap_or_default();
+        let mut header = Fields::new(rest);
+        let kind = header.u32().map_err(|_| Damage::Truncated)?;
+        let declared = header.len32().map_err(|_| Damage::Truncated)?;
+        *record = Some(kind);
+        let rest = header.rest();
+        let (content, len) = if kind == kind::WATCH_EXTENDED {
+            let (watch, len) = watch_extended(rest, declared)?;
+            (Content::Watch(watch), len)
+        } else {
+            let body = rest.get(..declared).ok_or(Damage::Truncated)?;
+            (Content::read(kind, body)?, declared)
+        };
+        let len = padded(len).ok_or(Damage::Truncated)?;
+        let size = len.checked_add(HEADER_SIZE).ok_or(Damage::Truncated)?;
+        let end = offset.checked_add(size).ok_or(Damage::Truncated)?;
+        let whole = self.stream.get(offset..end).ok_or(Damage::Truncated)?;
+        let (header, body) = whole
+            .split_at_checked(HEADER_SIZE)
+            .ok_or(Damage::Truncated)?;
+        if let Content::Own(Own::Check {
+            records, digest, ..
+        }) = content
+            && (records, digest) != (self.count, self.digest)
+        {
+            return Err(Damage::Digest);
+        }
+        self.digest = mix(mix(self.digest, header), body);
+        self.count = self.count.saturating_add(1);
+        self.at = end;
+        Ok(Record {
+            offset,
+            kind,
+            len,
+            content,
+        })
+    }
+}
+
+impl<'a> Iterator for Records<'a> {
+    type Item = Result<Record<'a>, StateError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.is_over {
+            return None;
+        }
+        let record = self.read();
+        self.is_over = record
+            .as_ref()
+            .map_or(true, |record| matches!(record.content, Content::End));
+        Some(record)
+    }
+}
+
+impl Record<'_> {
+    /// The path of a node of the store; none for anything else.
+    #[must_use]
+    pub fn node_path(&self) -> Option<&str> {
+        match &self.content {
+            Content::Node(node) if node.conn == 0 => Some(node.path),
+            _ => None,
+        }
+    }
+
+    /// When the stream was written, if this record says so.
+    #[must_use]
+    pub fn written(&self) -> Option<Instant> {
+        match self.content {
+            Content::Own(Own::Store { written, .. }) => Some(written),
+            _ => None,
+        }
+    }
+
+    /// Whether only our own kind reads it.
+    #[must_use]
+    pub fn is_own(&self) -> bool {
+        matches!(self.content, Content::Own(_))
+    }
+}
+
+impl fmt::Display for Record<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = Name(self.kind);
+        match &self.content {
+            Content::End => write!(f, "{name}"),
+            Content::Global(global) => write!(
+                f,
+                "{name} socket fd {}, evtchn fd {}",
+                global.rw_socket_fd, global.evtchn_fd
+            ),
+            Content::Connection(connection) => {
+                write!(f, "{name} {}: ", connection.id)?;
+                match connection.carrier {
+                    Carrier::Ring {
+                        domid,
+                        target,
+                        port,
+                    } => {
+                        write!(f, "ring of domain {domid}, port {port}")?;
+                        if let Some(target) = target {
+                            write!(f, ", target {target}")?;
+                        }
+                    }
+                    Carrier::Socket { fd } => write!(f, "socket, fd {fd}")?,
+                }
+                if let Some(unique) = connection.unique {
+                    write!(f, ", unique id {unique:#x}")?;
+                }
+                if !connection.input.is_empty() {
+                    write!(f, ", in \"{}\"", connection.input.escape_ascii())?;
+                }
+                if !connection.output.is_empty() {
+                    let (tail, out) = (connection.tail, connection.output.escape_ascii());
+                    write!(f, ", out \"{out}\" of which {tail} bytes are begun")?;
+                }
+                Ok(())
+            }
+            Content::Watch(watch) => {
+                let token = watch.token.escape_ascii();
+                write!(f, "{name} of {}: {} \"{token}\"", watch.conn, watch.path)?;
+                match watch.depth {
+                    Some(depth) => write!(f, " depth {depth}"),
+                    None => Ok(()),
+                }
+            }
+            Content::Transaction(open) => write!(f, "{name} {} of {}", open.id, open.conn),
+            Content::Node(node) => {
+                let value = node.value.escape_ascii();
+                write!(
+                    f,
+                    "{name} {} = \"{value}\"   {}",
+                    node.path, node.permissions
+                )?;
+                if node.conn != 0 {
+                    let (conn, transaction, access) = (node.conn, node.transaction, node.access);
+                    write!(
+                        f,
+                        " in transaction {transaction} of {conn}, access {access}"
+                    )?;
+                }
+                Ok(())
+            }
+            Content::Quotas(quotas) => {
+                write!(f, "{name}")?;
+                values(f, &quotas.of_domains)?;
+                if !quotas.of_all.is_empty() {
+                    f.write_str("; for all together")?;
+                    values(f, &quotas.of_all)?;
+                }
+                Ok(())
+            }
+            Content::Domain(domain) => {
+                let (domid, features) = (domain.domid, domain.features);
+                write!(f, "{name} {domid}: features {features:#x}")?;
+                values(f, &domain.quotas)
+            }
+            Content::Own(own) => write!(f, "own {own:?}"),
+            Content::Unknown => write!(f, "{name}, {} bytes", self.len),
+        }
+    }
+}
+
+fn values(f: &mut fmt::Formatter<'_>, values: &[(&[u8], u32)]) -> fmt::Result {
+    for (name, value) in values {
+        write!(f, " {}={value}", name.escape_ascii())?;
+    }
+    Ok(())
+}
+
+/// A type of records by its name.
+pub(super) struct Name(pub(super) u32);
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            kind::END => "END",
+            kind::GLOBAL => "GLOBAL_DATA",
+            kind::CONNECTION => "CONNECTION_DATA",
+            kind::WATCH => "WATCH_DATA",
+            kind::TRANSACTION => "TRANSACTION_DATA",
+            kind::NODE => "NODE_DATA",
+            kind::QUOTAS => "GLOBAL_QUOTA_DATA",
+            kind::DOMAIN => "DOMAIN_DATA",
+            kind::WATCH_EXTENDED => "WATCH_DATA_EXTENDED",
+            kind => match Own::name(kind) {
+                Some(name) => return write!(f, "own {name}"),
+                None => return write!(f, "unknown type {kind:#x}"),
+            },
+        })
+    }
+}

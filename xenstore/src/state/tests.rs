@@ -1,0 +1,1 @@
+//! What a stream says and what comes of it.

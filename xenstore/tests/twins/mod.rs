@@ -1,0 +1,313 @@
+//! A store that is exported and imported again and again, beside one that is not: nobody can tell them apart.
+use core::cell::Cell;
+use std::collections::BTreeMap;
+
+use crate::machine::Machine;
+use crate::message::Message;
+use crate::{Attack, GUESTS, Request, Step, TOOLSTACK, attack, encode, run, step, transactions};
+use proptest::prelude::*;
+use xenstore::state::{Format, HostLink, Records};
+use xenstore::{ConnId, DomId, FlatMap, Quota, Server, Settings, Storage, Tree};
+
+/// Between two things that a host does another instance may take over each so often.
+const EVERY: u32 = 7;
+
+#[test]
+fn nobody_can_tell_that_another_instance_took_over() {
+    let scripts = prop::collection::vec(step(), 1..60);
+    run(12, &scripts, |script| play::<Tree>(&script));
+    run(12, &transactions(), |script| play::<Tree>(&script));
+}
+
+#[test]
+fn nobody_can_tell_over_a_flat_map() {
+    let scripts = prop::collection::vec(step(), 1..40);
+    run(6, &scripts, |script| play::<FlatMap>(&script));
+    run(6, &transactions(), |script| play::<FlatMap>(&script));
+}
+
+#[test]
+fn nobody_can_tell_under_attack() {
+    let attacks = prop::collection::vec(attack(), 1..40);
+    run(20, &attacks, |attacks| siege::<Tree>(&attacks));
+}
+
+fn settings() -> Settings {
+    let mut settings = Settings::new(DomId::new(TOOLSTACK), DomId::new(31));
+    let limits = [
+        (Quota::Nodes, 6),
+        (Quota::Watches, 4),
+        (Quota::Transactions, 2),
+        (Quota::NodePermissions, 3),
+    ];
+    for (quota, limit) in limits {
+        settings.quotas.set(quota, limit);
+    }
+    settings
+}
+
+/// Two machines to which the same happens; in one of them the store is replaced all the time.
+struct Twins<S: Storage> {
+    plain: Machine<S>,
+    replaced: Machine<S>,
+    /// The ids of the clients' transactions, by place.
+    places: [[u32; 2]; 4],
+    requests: u32,
+}
+
+impl<S: Storage> Twins<S> {
+    fn new() -> Self {
+        let mut replaced = Machine::new(settings());
+        replaced.between = Some(|machine| {
+            thread_local! { static COUNT: Cell<u32> = const { Cell::new(0) }; }
+            let count = COUNT.get();
+            COUNT.set(count.wrapping_add(1));
+            if count.is_multiple_of(EVERY) {
+                replace(machine);
+            }
+        });
+        let mut twins = Self {
+            plain: Machine::new(settings()),
+            replaced,
+            places: [[77; 2]; 4],
+            requests: 0,
+        };
+        twins
+            .ask(TOOLSTACK, 0, &Request::Mkdir("/t".to_owned()))
+            .unwrap();
+        let open = vec![('b', TOOLSTACK)];
+        twins
+            .ask(TOOLSTACK, 0, &Request::SetPerms("/t".to_owned(), open))
+            .unwrap();
+        for domid in GUESTS {
+            twins.set_up(domid).unwrap();
+        }
+        twins
+    }
+
+    fn both(&mut self, what: impl Fn(&mut Machine<S>)) {
+        what(&mut self.plain);
+        what(&mut self.replaced);
+    }
+
+    fn set_up(&mut self, domid: u16) -> Result<(), String> {
+        self.both(|machine| {
+            machine.create(domid, true);
+        });
+        let home = format!("/local/domain/{domid}");
+        self.ask(TOOLSTACK, 0, &Request::Introduce(domid))?;
+        self.ask(TOOLSTACK, 0, &Request::Mkdir(home.clone()))?;
+        self.ask(TOOLSTACK, 0, &Request::SetPerms(home, vec![('n', domid)]))?;
+        Ok(())
+    }
+
+    fn step(&mut self, step: &Step) -> Result<(), String> {
+        self.both(|machine| machine.pass(7));
+        match step {
+            Step::Request(who, tx, request) => {
+                let tx = tx.map_or(0, |at| self.places[usize::from(*who)][at]);
+                self.ask(*who, tx, request)?;
+            }
+            Step::Start(who, at) => {
+                let bytes = self.ask(*who, 0, &Request::Start)?;
+                let text = String::from_utf8_lossy(bytes.get(16..).unwrap_or_default());
+                if let Ok(id) = text.trim_end_matches('\0').parse() {
+                    self.places[usize::from(*who)][*at] = id;
+                }
+            }
+            Step::ShutDown(domid) => self.both(|machine| machine.shut_down(&[*domid])),
+            Step::Reborn(domid) => {
+                self.both(|machine| machine.die(&[*domid]));
+                self.set_up(*domid)?;
+            }
+            Step::Released(domid) => {
+                self.ask(TOOLSTACK, 0, &Request::Release(*domid))?;
+                self.set_up(*domid)?;
+            }
+        }
+        if self.requests.is_multiple_of(8) {
+            self.audit()?;
+        }
+        Ok(())
+    }
+
+    /// Sends a request, and compares all that comes of it; gives what its client got.
+    fn ask(&mut self, who: u16, tx: u32, request: &Request) -> Result<Vec<u8>, String> {
+        let (kind, payload) = encode(request);
+        self.send(who, kind, tx, payload);
+        let mut got = self.compare()?;
+        Ok(got.remove(&who).unwrap_or_default())
+    }
+
+    fn send(&mut self, who: u16, kind: u32, tx_id: u32, payload: Vec<u8>) {
+        self.requests += 1;
+        let req_id = self.requests;
+        let message = Message {
+            kind,
+            req_id,
+            tx_id,
+            payload,
+        };
+        let bytes = message.encode();
+        self.both(|machine| {
+            machine.send(who, &bytes);
+        });
+    }
+
+    fn compare(&mut self) -> Result<BTreeMap<u16, Vec<u8>>, String> {
+        let mut all = BTreeMap::new();
+        for domid in [TOOLSTACK, 1, 2, 3] {
+            let (plain, replaced) = (self.plain.receive(domid), self.replaced.receive(domid));
+            if plain != replaced {
+                let (plain, replaced) = (plain.escape_ascii(), replaced.escape_ascii());
+                return Err(format!("d{domid} got\n{replaced}\nand should get\n{plain}"));
+            }
+            all.insert(domid, plain);
+        }
+        Ok(all)
+    }
+
+    /// What the toolstack can find out about the stores themselves.
+    fn audit(&mut self) -> Result<(), String> {
+        let commands = [
+            "check",
+            "quota\0max",
+            "counters",
+            "memreport",
+            "quota\x001",
+            "counters\x001",
+        ];
+        for command in commands {
+            self.send(TOOLSTACK, 0, 0, format!("{command}\0").into_bytes());
+            self.compare()
+                .map_err(|why| format!("{}: {why}", command.escape_default()))?;
+        }
+        Ok(())
+    }
+}
+
+fn play<S: Storage>(script: &[Step]) -> Result<(), TestCaseError> {
+    let mut twins = Twins::<S>::new();
+    for (at, step) in script.iter().enumerate() {
+        twins
+            .step(step)
+            .map_err(|why| TestCaseError::fail(format!("step {at}, {step:?}: {why}")))?;
+    }
+    Ok(())
+}
+
+fn siege<S: Storage>(attacks: &[Attack]) -> Result<(), TestCaseError> {
+    let mut twins = Twins::<S>::new();
+    for (at, attack) in attacks.iter().enumerate() {
+        twins
+            .attack(attack)
+            .map_err(|why| TestCaseError::fail(format!("attack {at}, {attack:?}: {why}")))?;
+    }
+    twins.both(|machine| {
+        GUESTS
+            .into_iter()
+            .for_each(|domid| machine.set_reading(domid, true))
+    });
+    for _ in 0..4 {
+        twins.compare().map_err(TestCaseError::fail)?;
+    }
+    Ok(())
+}
+
+impl<S: Storage> Twins<S> {
+    fn attack(&mut self, attack: &Attack) -> Result<(), String> {
+        match attack {
+            Attack::Noise(domid, bytes) => self.both(|machine| {
+                machine.send(*domid, bytes);
+            }),
+            Attack::Request(domid, kind, tx_id, payload, chunk) => {
+                self.requests += 1;
+                let message = Message {
+                    kind: *kind,
+                    req_id: self.requests,
+                    tx_id: *tx_id,
+                    payload: payload.clone(),
+                };
+                let bytes = message.encode();
+                let chunk = (*chunk).max(bytes.len() / 20);
+                for piece in bytes.chunks(chunk) {
+                    self.both(|machine| {
+                        machine.send(*domid, piece);
+                        machine.pump();
+                    });
+                }
+            }
+            Attack::Oversize(domid, len) => self.both(|machine| {
+                machine.send(*domid, &Message::header(11, 1, 0, *len));
+            }),
+            Attack::Reconnect(domid) => {
+                self.compare()?;
+                self.both(|machine| machine.reconnect(*domid));
+            }
+            Attack::BreakRing(domid) => self.both(|machine| machine.break_ring(*domid)),
+            Attack::Reborn(domid) => {
+                self.compare()?;
+                self.both(|machine| machine.die(&[*domid]));
+                self.set_up(*domid)?;
+            }
+            Attack::Silent(domid) => self.both(|machine| machine.set_reading(*domid, false)),
+            Attack::Listening(domid) => self.both(|machine| machine.set_reading(*domid, true)),
+            Attack::Wait(milliseconds) => self.both(|machine| machine.pass(*milliseconds)),
+        }
+        self.compare()?;
+        if self.requests.is_multiple_of(8) {
+            self.audit()?;
+        }
+        Ok(())
+    }
+}
+
+/// Another instance takes over: what it writes then is what the first one wrote.
+fn replace<S: Storage>(machine: &mut Machine<S>) {
+    let stream = export(&machine.server, machine);
+    let restored = Server::<S>::import(&stream, settings(), machine.now).unwrap();
+    assert!(restored.is_own && restored.skipped.is_empty());
+    let conns: BTreeMap<u64, ConnId> = restored
+        .links
+        .iter()
+        .map(|link| (link.conn.number(), link.conn))
+        .collect();
+    machine.server = restored.server;
+    machine.ready = machine
+        .ready
+        .iter()
+        .filter_map(|conn| conns.get(&conn.number()).copied())
+        .collect();
+    for link in machine.links.values_mut() {
+        if let Some(conn) = conns.get(&link.conn.number()) {
+            link.conn = *conn;
+        }
+    }
+    let again = export(&machine.server, machine);
+    if stream != again {
+        let (before, after) = (lines(&stream), lines(&again));
+        let differ = before
+            .iter()
+            .zip(&after)
+            .find(|(before, after)| before != after);
+        panic!("the second stream differs from the first: {differ:#?}");
+    }
+}
+
+fn export<S: Storage>(server: &Server<S>, machine: &Machine<S>) -> Vec<u8> {
+    let mut stream = Vec::new();
+    let links = |conn: ConnId| HostLink {
+        port: Some(5),
+        fd: None,
+        facts: conn.number().to_le_bytes().to_vec(),
+    };
+    let left_out = server.export(Format::Own, machine.now, &links, &mut stream);
+    assert_eq!(left_out, []);
+    stream
+}
+
+/// A stream as a person reads it, a line for each record, without what tells where they are.
+fn lines(stream: &[u8]) -> Vec<String> {
+    let records = Records::new(stream).unwrap();
+    records.map(|record| record.unwrap().to_string()).collect()
+}
