@@ -189,8 +189,6 @@ struct Transaction {
     changes: Vec<Change>,
     touched: Touched,
     failed: bool,
-    /// A request was refused for want of memory: it has failed, if the server had begun to keep it.
-    unsure: bool,
 }
 
 impl Model {

@@ -25,7 +25,9 @@ impl Model {
         }
         let lacks = self.lenient && !privileged && self.may_lack(request);
         let reply = match refused {
-            Some(name @ ("ENOSPC" | "ENOMEM")) if lacks => self.refuse(who, request, name),
+            Some(name @ ("ENOSPC" | "ENOMEM")) if lacks && !self.is_due(who, request, name) => {
+                self.refuse(who, request, name)
+            }
             Some("EAGAIN") if lacks && self.is_unsure(who, request) => {
                 self.refuse(who, request, "EAGAIN")
             }
@@ -121,25 +123,59 @@ impl Model {
         in_transaction || matches!(request.kind, 4 | 6 | 7 | 11 | 12 | 14)
     }
 
-    /// What is left of a request for which there was no memory: a transaction has failed with it, or has ended.
+    /// Whether a request in a transaction fails so anyway, however much memory there is.
+    fn is_due(&mut self, who: u16, request: &Request<'_>, name: Errno) -> bool {
+        self.try_inside(who, request) == Some(Err(name))
+    }
+
+    /// What would come of a request in a transaction.
+    fn try_inside(&mut self, who: u16, request: &Request<'_>) -> Option<Reply> {
+        if !is_about_nodes(request.kind) || self.judge(who, request).is_err() {
+            return None;
+        }
+        let elsewhere = self.owned_elsewhere(who, request.tx_id);
+        let client = self.clients.get(&who)?;
+        let transaction = client.transactions.get(&request.tx_id)?;
+        let (tree, mut touched) = (transaction.tree.clone(), transaction.touched.clone());
+        let known = self.faults.len();
+        let (reply, _, _) = self.with_view(who, tree, Some(&mut touched), elsewhere, |view| {
+            view.execute(request.kind, request.payload)
+        });
+        // Of what it had no memory for, the server did not have to ask anybody.
+        self.faults.truncate(known);
+        Some(reply)
+    }
+
+    /// What is left of a request for which there was no memory: a transaction may have failed with it, or has ended.
     fn refuse(&mut self, who: u16, request: &Request<'_>, name: Errno) -> Reply {
         if let Some(client) = self.clients.get_mut(&who) {
             if request.kind == 7 {
                 client.transactions.remove(&request.tx_id);
             } else if let Some(transaction) = client.transactions.get_mut(&request.tx_id)
-                && request.kind != 4
+                && is_about_nodes(request.kind)
             {
-                transaction.unsure = true;
+                transaction.touched.unsure = true;
             }
         }
         Err(name)
+    }
+
+    /// Nodes that a client owns, and owned not, when a transaction began.
+    fn owned_elsewhere(&self, who: u16, tx: u32) -> isize {
+        let life = self.life(who);
+        let client = self.clients.get(&who);
+        let transaction = client.and_then(|client| client.transactions.get(&tx));
+        let base = transaction.map(|transaction| nodes::owned(&transaction.base, life));
+        let now = nodes::owned(&self.tree, life);
+        base.and_then(|base| now.checked_signed_diff(base))
+            .unwrap_or_default()
     }
 
     /// Whether a request ends a transaction of which one was refused for want of memory.
     fn is_unsure(&self, who: u16, request: &Request<'_>) -> bool {
         let client = self.clients.get(&who);
         let open = client.and_then(|client| client.transactions.get(&request.tx_id));
-        request.kind == 7 && open.is_some_and(|transaction| transaction.unsure)
+        request.kind == 7 && open.is_some_and(|transaction| transaction.touched.unsure)
     }
 
     fn answer(&mut self, who: u16, request: &Request<'_>) -> Reply {
@@ -216,9 +252,8 @@ impl Model {
     }
 
     fn inside(&mut self, who: u16, tx: u32, kind: u32, payload: &[u8]) -> Reply {
-        let life = self.life(who);
         let limits = self.limits(who);
-        let committed = nodes::owned(&self.tree, life);
+        let elsewhere = self.owned_elsewhere(who, tx);
         let client = self.clients.get_mut(&who).ok_or("EIO")?;
         let transaction = client.transactions.get_mut(&tx).ok_or("EIO")?;
         let nodes = limit(&limits, Quota::TransactionNodes);
@@ -228,16 +263,12 @@ impl Model {
             return Err("ENOSPC");
         }
         transaction.cost = cost;
-        let elsewhere = committed.checked_signed_diff(nodes::owned(&transaction.base, life));
         let mut touched = std::mem::take(&mut transaction.touched);
         let tree = transaction.tree.clone();
-        let (reply, tree, changes) = self.with_view(
-            who,
-            tree,
-            Some(&mut touched),
-            elsewhere.unwrap_or_default(),
-            |view| view.execute(kind, payload),
-        );
+        let (reply, tree, changes) =
+            self.with_view(who, tree, Some(&mut touched), elsewhere, |view| {
+                view.execute(kind, payload)
+            });
         let client = self.clients.get_mut(&who).ok_or("EIO")?;
         let transaction = client.transactions.get_mut(&tx).ok_or("EIO")?;
         transaction.failed |= touched.overflowed;
@@ -306,7 +337,6 @@ impl Model {
             changes: Vec::new(),
             touched: Touched::default(),
             failed: false,
-            unsure: false,
         };
         client.transactions.insert(client.last_id, transaction);
         text_of(client.last_id.to_string())
