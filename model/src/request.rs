@@ -33,6 +33,9 @@ impl Model {
             }
             _ => self.answer(who, request),
         };
+        if lacks && matches!(refused, Some("ENOSPC" | "ENOMEM")) {
+            self.note_unsure(who, request);
+        }
         let fresh = self.finish(who, request, reply);
         self.cause = None;
         if let Some(watch) = fresh {
@@ -151,13 +154,18 @@ impl Model {
         if let Some(client) = self.clients.get_mut(&who) {
             if request.kind == 7 {
                 client.transactions.remove(&request.tx_id);
-            } else if let Some(transaction) = client.transactions.get_mut(&request.tx_id)
-                && is_about_nodes(request.kind)
-            {
-                transaction.touched.unsure = true;
             }
         }
         Err(name)
+    }
+
+    /// Notes that there may have been no memory for a request in a transaction.
+    fn note_unsure(&mut self, who: u16, request: &Request<'_>) {
+        let client = self.clients.get_mut(&who);
+        let open = client.and_then(|client| client.transactions.get_mut(&request.tx_id));
+        if let Some(transaction) = open.filter(|_| is_about_nodes(request.kind)) {
+            transaction.touched.unsure = true;
+        }
     }
 
     /// Nodes that a client owns, and owned not, when a transaction began.
