@@ -191,6 +191,8 @@ struct Transaction {
     changes: Vec<Change>,
     touched: Touched,
     failed: bool,
+    /// There was too little memory for it: all that is left of it is its end.
+    is_given_up: bool,
 }
 
 impl Model {

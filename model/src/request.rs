@@ -28,9 +28,7 @@ impl Model {
             Some(name @ ("ENOSPC" | "ENOMEM")) if lacks && !self.is_due(who, request, name) => {
                 self.refuse(who, request, name)
             }
-            Some("EAGAIN") if lacks && self.is_unsure(who, request) => {
-                self.refuse(who, request, "EAGAIN")
-            }
+            Some("EAGAIN") if lacks && request.tx_id != 0 => self.give_up(who, request),
             _ => self.answer(who, request),
         };
         if lacks && matches!(refused, Some("ENOSPC" | "ENOMEM")) {
@@ -179,11 +177,19 @@ impl Model {
             .unwrap_or_default()
     }
 
-    /// Whether a request ends a transaction of which one was refused for want of memory.
-    fn is_unsure(&self, who: u16, request: &Request<'_>) -> bool {
-        let client = self.clients.get(&who);
-        let open = client.and_then(|client| client.transactions.get(&request.tx_id));
-        request.kind == 7 && open.is_some_and(|transaction| transaction.touched.unsure)
+    /// A transaction was given up, or has a conflict with what was refused for want of memory.
+    fn give_up(&mut self, who: u16, request: &Request<'_>) -> Reply {
+        self.judge(who, request)?;
+        if request.kind == 7 {
+            return self.refuse(who, request, "EAGAIN");
+        }
+        let client = self.clients.get_mut(&who).ok_or("EIO")?;
+        if let Some(transaction) = client.transactions.get_mut(&request.tx_id)
+            && is_about_nodes(request.kind)
+        {
+            transaction.is_given_up = true;
+        }
+        self.answer(who, request)
     }
 
     fn answer(&mut self, who: u16, request: &Request<'_>) -> Reply {
@@ -264,6 +270,9 @@ impl Model {
         let elsewhere = self.owned_elsewhere(who, tx);
         let client = self.clients.get_mut(&who).ok_or("EIO")?;
         let transaction = client.transactions.get_mut(&tx).ok_or("EIO")?;
+        if transaction.is_given_up {
+            return Err("EAGAIN");
+        }
         let nodes = limit(&limits, Quota::TransactionNodes);
         let cost = transaction.cost + 1 + payload.len() / BYTES_PER_COST;
         if nodes != 0 && cost > nodes.max(COST_MAX) {
@@ -345,6 +354,7 @@ impl Model {
             changes: Vec::new(),
             touched: Touched::default(),
             failed: false,
+            is_given_up: false,
         };
         client.transactions.insert(client.last_id, transaction);
         text_of(client.last_id.to_string())
@@ -366,6 +376,9 @@ impl Model {
 
     /// Commits if nothing was changed, or if running all again makes no difference.
     fn commit(&mut self, who: u16, mut transaction: Transaction) -> Result<(), Errno> {
+        if transaction.is_given_up {
+            return Err("EAGAIN");
+        }
         if transaction.failed {
             return Err("ENOMEM");
         }
