@@ -125,6 +125,8 @@ pub struct Model {
     now_ns: u64,
     /// What the present request is, if its client is not privileged.
     cause: Option<queue::Cause>,
+    /// Domains were released, and that is yet to be told plainly.
+    is_release_untold: bool,
     /// Whether memory may be short: then requests of guests may be refused, and their events lost.
     lenient: bool,
     /// Events that the server had no room for in the present step: whose, of a watch on which path, and their payload.
@@ -189,8 +191,8 @@ struct Transaction {
     changes: Vec<Change>,
     touched: Touched,
     failed: bool,
-    /// A request was refused for want of memory: it has failed, if the server had begun to keep it.
-    unsure: bool,
+    /// There was too little memory for it: all that is left of it is its end.
+    is_given_up: bool,
 }
 
 impl Model {
@@ -206,6 +208,7 @@ impl Model {
             counted: Counted::default(),
             now_ns: 0,
             cause: None,
+            is_release_untold: false,
             lenient: false,
             lost: Vec::new(),
             faults: Vec::new(),

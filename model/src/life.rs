@@ -56,19 +56,18 @@ impl Model {
         }
     }
 
-    /// Becomes what the machine says of some domains at one time.
-    pub fn fates(&mut self, fates: &[(u16, u128, Fate)]) {
-        let mut released = false;
+    /// Becomes what the machine says of some domains; those that follow until the last one are told of plainly all at once.
+    pub fn fates(&mut self, fates: &[(u16, u128, Fate)], is_last: bool) {
         for (domid, unique, fate) in fates {
             if self.known(*domid) != Some(*unique) {
                 continue;
             }
-            released |= match fate {
+            self.is_release_untold |= match fate {
                 Fate::ShutDown => self.shut_down(*domid),
                 Fate::Died => self.end(*domid),
             };
         }
-        if released {
+        if is_last && std::mem::take(&mut self.is_release_untold) {
             self.tell_plainly(RELEASE);
         }
     }

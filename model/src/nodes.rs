@@ -30,9 +30,11 @@ pub(crate) struct Change {
 }
 
 /// The nodes that a transaction has touched, in order.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Touched {
     paths: Vec<String>,
+    /// There was no memory for a request: whether its nodes were noted nobody knows, so that the server says how many are too many.
+    pub(crate) unsure: bool,
     pub(crate) overflowed: bool,
 }
 
@@ -61,7 +63,7 @@ impl Touched {
         if self.paths.iter().any(|known| known == path) {
             return Ok(());
         }
-        if !within(self.paths.len() + 1, limit) {
+        if !self.unsure && !within(self.paths.len() + 1, limit) {
             self.overflowed = true;
             return Err("ENOSPC");
         }

@@ -25,12 +25,15 @@ impl Model {
         }
         let lacks = self.lenient && !privileged && self.may_lack(request);
         let reply = match refused {
-            Some(name @ ("ENOSPC" | "ENOMEM")) if lacks => self.refuse(who, request, name),
-            Some("EAGAIN") if lacks && self.is_unsure(who, request) => {
-                self.refuse(who, request, "EAGAIN")
+            Some(name @ ("ENOSPC" | "ENOMEM")) if lacks && !self.is_due(who, request, name) => {
+                self.refuse(who, request, name)
             }
+            Some("EAGAIN") if lacks && request.tx_id != 0 => self.give_up(who, request),
             _ => self.answer(who, request),
         };
+        if lacks && matches!(refused, Some("ENOSPC" | "ENOMEM")) {
+            self.note_unsure(who, request);
+        }
         let fresh = self.finish(who, request, reply);
         self.cause = None;
         if let Some(watch) = fresh {
@@ -121,25 +124,72 @@ impl Model {
         in_transaction || matches!(request.kind, 4 | 6 | 7 | 11 | 12 | 14)
     }
 
-    /// What is left of a request for which there was no memory: a transaction has failed with it, or has ended.
+    /// Whether a request in a transaction fails so anyway, however much memory there is.
+    fn is_due(&mut self, who: u16, request: &Request<'_>, name: Errno) -> bool {
+        self.try_inside(who, request) == Some(Err(name))
+    }
+
+    /// What would come of a request in a transaction.
+    fn try_inside(&mut self, who: u16, request: &Request<'_>) -> Option<Reply> {
+        if !is_about_nodes(request.kind) || self.judge(who, request).is_err() {
+            return None;
+        }
+        let elsewhere = self.owned_elsewhere(who, request.tx_id);
+        let client = self.clients.get(&who)?;
+        let transaction = client.transactions.get(&request.tx_id)?;
+        let (tree, mut touched) = (transaction.tree.clone(), transaction.touched.clone());
+        let known = self.faults.len();
+        let (reply, _, _) = self.with_view(who, tree, Some(&mut touched), elsewhere, |view| {
+            view.execute(request.kind, request.payload)
+        });
+        // Of what it had no memory for, the server did not have to ask anybody.
+        self.faults.truncate(known);
+        Some(reply)
+    }
+
+    /// What is left of a request for which there was no memory: a transaction may have failed with it, or has ended.
     fn refuse(&mut self, who: u16, request: &Request<'_>, name: Errno) -> Reply {
         if let Some(client) = self.clients.get_mut(&who) {
             if request.kind == 7 {
                 client.transactions.remove(&request.tx_id);
-            } else if let Some(transaction) = client.transactions.get_mut(&request.tx_id)
-                && request.kind != 4
-            {
-                transaction.unsure = true;
             }
         }
         Err(name)
     }
 
-    /// Whether a request ends a transaction of which one was refused for want of memory.
-    fn is_unsure(&self, who: u16, request: &Request<'_>) -> bool {
+    /// Notes that there may have been no memory for a request in a transaction.
+    fn note_unsure(&mut self, who: u16, request: &Request<'_>) {
+        let client = self.clients.get_mut(&who);
+        let open = client.and_then(|client| client.transactions.get_mut(&request.tx_id));
+        if let Some(transaction) = open.filter(|_| is_about_nodes(request.kind)) {
+            transaction.touched.unsure = true;
+        }
+    }
+
+    /// Nodes that a client owns, and owned not, when a transaction began.
+    fn owned_elsewhere(&self, who: u16, tx: u32) -> isize {
+        let life = self.life(who);
         let client = self.clients.get(&who);
-        let open = client.and_then(|client| client.transactions.get(&request.tx_id));
-        request.kind == 7 && open.is_some_and(|transaction| transaction.unsure)
+        let transaction = client.and_then(|client| client.transactions.get(&tx));
+        let base = transaction.map(|transaction| nodes::owned(&transaction.base, life));
+        let now = nodes::owned(&self.tree, life);
+        base.and_then(|base| now.checked_signed_diff(base))
+            .unwrap_or_default()
+    }
+
+    /// A transaction was given up, or has a conflict with what was refused for want of memory.
+    fn give_up(&mut self, who: u16, request: &Request<'_>) -> Reply {
+        self.judge(who, request)?;
+        if request.kind == 7 {
+            return self.refuse(who, request, "EAGAIN");
+        }
+        let client = self.clients.get_mut(&who).ok_or("EIO")?;
+        if let Some(transaction) = client.transactions.get_mut(&request.tx_id)
+            && is_about_nodes(request.kind)
+        {
+            transaction.is_given_up = true;
+        }
+        self.answer(who, request)
     }
 
     fn answer(&mut self, who: u16, request: &Request<'_>) -> Reply {
@@ -216,11 +266,13 @@ impl Model {
     }
 
     fn inside(&mut self, who: u16, tx: u32, kind: u32, payload: &[u8]) -> Reply {
-        let life = self.life(who);
         let limits = self.limits(who);
-        let committed = nodes::owned(&self.tree, life);
+        let elsewhere = self.owned_elsewhere(who, tx);
         let client = self.clients.get_mut(&who).ok_or("EIO")?;
         let transaction = client.transactions.get_mut(&tx).ok_or("EIO")?;
+        if transaction.is_given_up {
+            return Err("EAGAIN");
+        }
         let nodes = limit(&limits, Quota::TransactionNodes);
         let cost = transaction.cost + 1 + payload.len() / BYTES_PER_COST;
         if nodes != 0 && cost > nodes.max(COST_MAX) {
@@ -228,16 +280,12 @@ impl Model {
             return Err("ENOSPC");
         }
         transaction.cost = cost;
-        let elsewhere = committed.checked_signed_diff(nodes::owned(&transaction.base, life));
         let mut touched = std::mem::take(&mut transaction.touched);
         let tree = transaction.tree.clone();
-        let (reply, tree, changes) = self.with_view(
-            who,
-            tree,
-            Some(&mut touched),
-            elsewhere.unwrap_or_default(),
-            |view| view.execute(kind, payload),
-        );
+        let (reply, tree, changes) =
+            self.with_view(who, tree, Some(&mut touched), elsewhere, |view| {
+                view.execute(kind, payload)
+            });
         let client = self.clients.get_mut(&who).ok_or("EIO")?;
         let transaction = client.transactions.get_mut(&tx).ok_or("EIO")?;
         transaction.failed |= touched.overflowed;
@@ -306,7 +354,7 @@ impl Model {
             changes: Vec::new(),
             touched: Touched::default(),
             failed: false,
-            unsure: false,
+            is_given_up: false,
         };
         client.transactions.insert(client.last_id, transaction);
         text_of(client.last_id.to_string())
@@ -328,6 +376,9 @@ impl Model {
 
     /// Commits if nothing was changed, or if running all again makes no difference.
     fn commit(&mut self, who: u16, mut transaction: Transaction) -> Result<(), Errno> {
+        if transaction.is_given_up {
+            return Err("EAGAIN");
+        }
         if transaction.failed {
             return Err("ENOMEM");
         }

@@ -53,8 +53,13 @@ pub enum Entry {
         /// Who it is.
         outcome: Outcome,
     },
-    /// It was told what became of domains.
-    Domains(Vec<DomainEvent>),
+    /// It dealt with what became of domains.
+    Domains {
+        /// In order.
+        events: Vec<DomainEvent>,
+        /// There are no more for now.
+        is_last: bool,
+    },
     /// It had no room for an event.
     Lost {
         /// Of whom.

@@ -137,8 +137,10 @@ impl<S: Storage> Server<S> {
         }
         let sent = self.events.wrapping_sub(sent_before);
         self.spent = self.spent.saturating_add(self.work).saturating_add(sent);
-        self.journal
-            .note(|| Entry::Domains(events.iter().take(dealt_with).copied().collect()));
+        self.journal.note(|| Entry::Domains {
+            events: events.iter().take(dealt_with).copied().collect(),
+            is_last,
+        });
         dealt_with
     }
 

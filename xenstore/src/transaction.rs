@@ -78,13 +78,14 @@ impl<S: Storage> Transactions<S> {
             KEPT_BYTES.saturating_add(answer)
         };
         let bytes = |transaction: &Transaction<S>| {
-            let kept = transaction.log.kept.iter().map(each);
-            let kept = kept.fold(transaction.log.payloads.len(), usize::saturating_add);
+            let log = &transaction.log;
+            let kept = log.kept.iter().map(each);
+            let kept = kept.fold(log.payloads.len(), usize::saturating_add);
             let kept = u64::try_from(kept).unwrap_or(u64::MAX);
-            kept.saturating_add(transaction.log.touched.bytes())
+            log.touched.bytes().saturating_add(kept)
         };
         let all = self.open.values().map(|transaction| bytes(transaction));
-        let found: u64 = all.sum();
+        let found = all.fold(0, u64::saturating_add);
         if found == self.bytes {
             Ok(())
         } else {

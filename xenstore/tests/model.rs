@@ -318,13 +318,13 @@ impl<S: Storage> Pair<S> {
             Step::ShutDown(domid) => {
                 let unique = self.uniques[usize::from(*domid)];
                 self.machine.shut_down(&[*domid]);
-                self.model.fates(&[(*domid, unique, Fate::ShutDown)]);
+                self.model.fates(&[(*domid, unique, Fate::ShutDown)], true);
                 self.compare()?;
             }
             Step::Reborn(domid) => {
                 let unique = self.uniques[usize::from(*domid)];
                 self.machine.die(&[*domid]);
-                self.model.fates(&[(*domid, unique, Fate::Died)]);
+                self.model.fates(&[(*domid, unique, Fate::Died)], true);
                 self.compare()?;
                 self.set_up(*domid);
             }

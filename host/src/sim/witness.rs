@@ -51,7 +51,7 @@ impl World {
                 domid,
                 outcome,
             } => self.identified(*asker, *domid, *outcome),
-            Entry::Domains(events) => self.ended(events)?,
+            Entry::Domains { events, is_last } => self.ended(events, *is_last)?,
             Entry::Stopped { domid } => {
                 self.coverage.happened("connections stopped");
                 self.is_stopped(*domid)?;
@@ -136,7 +136,7 @@ impl World {
             .identified(asker.map(DomId::get), domid.get(), unique);
     }
 
-    fn ended(&mut self, events: &[DomainEvent]) -> Judged {
+    fn ended(&mut self, events: &[DomainEvent], is_last: bool) -> Judged {
         let mut fates = Vec::new();
         for event in events {
             let (identity, fate) = match event {
@@ -150,7 +150,7 @@ impl World {
             });
             fates.push((identity.domid.get(), identity.unique.0, fate));
         }
-        self.model.fates(&fates);
+        self.model.fates(&fates, is_last);
         Ok(())
     }
 

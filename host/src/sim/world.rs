@@ -187,7 +187,12 @@ impl World {
         if self.recent.len() >= SHOWN {
             self.recent.pop_front();
         }
-        if !matches!(entry, Entry::Run(_)) {
+        let is_dull = match &entry {
+            Entry::Run(_) => true,
+            Entry::Domains { events, .. } => events.is_empty(),
+            _ => false,
+        };
+        if !is_dull {
             self.recent.push_back(entry);
         }
     }
