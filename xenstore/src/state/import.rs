@@ -90,6 +90,8 @@ fn damaged(record: &Record<'_>, why: Damage) -> StateError {
 struct Outline {
     version: u32,
     is_own: bool,
+    /// The record before was the one with counts and digest.
+    is_checked: bool,
     domains: BTreeMap<DomId, Known>,
     /// The numbers of the connections, by their ids in the stream.
     numbers: BTreeMap<u32, u64>,
@@ -148,7 +150,10 @@ impl Outline {
         connections: &mut Vec<u32>,
         numbered: &mut BTreeSet<u64>,
     ) -> Result<(), Damage> {
+        let was_checked = core::mem::take(&mut self.is_checked);
         match content {
+            Content::End if self.is_own && !was_checked => return Err(Damage::Digest),
+            Content::Own(Own::Check { .. }) => self.is_checked = true,
             Content::Connection(connection) => {
                 connections.push(connection.id);
                 if let Carrier::Ring { domid, .. } = connection.carrier {
