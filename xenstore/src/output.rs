@@ -538,6 +538,18 @@ mod tests {
         assert!(output.event(event("p\0t\0", false)).is_some());
     }
 
+    /// Else it would be looked at again and again, at once, since it stays too old.
+    #[test]
+    fn a_half_sent_event_has_no_age() {
+        let mut output = Output::default();
+        output.event(event("a\0t\0", false));
+        assert_eq!(output.oldest_event(), Some(Instant(0)));
+        output.advance(1);
+        assert_eq!(output.oldest_event(), None);
+        output.event(event("b\0t\0", false));
+        assert_eq!(output.oldest_event(), Some(Instant(0)));
+    }
+
     #[test]
     fn a_half_sent_event_is_not_dropped() {
         let mut output = Output::default();

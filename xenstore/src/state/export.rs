@@ -401,8 +401,10 @@ impl<S: Storage> Export<'_, S> {
         open.sort_by_key(|(.., transaction)| Reverse(transaction.opening.number));
         let mut nodes = &self.server.store.nodes;
         for (id, tx, transaction) in open {
-            self.steps(nodes, &transaction.base);
-            nodes = &transaction.base;
+            if !transaction.is_given_up {
+                self.steps(nodes, &transaction.base);
+                nodes = &transaction.base;
+            }
             self.transaction(id, tx, transaction);
         }
     }

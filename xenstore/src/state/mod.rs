@@ -157,7 +157,7 @@ pub struct LeftOut {
 /// A kind of what can be left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Loss {
-    /// Open transactions: their clients hear ENOENT when they go on.
+    /// Open transactions: a reader that keeps their ids answers EAGAIN when they go on, C xenstored ENOENT.
     Transactions,
     /// The depths of watches: their clients hear more than they asked for.
     Depths,

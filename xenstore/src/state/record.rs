@@ -296,7 +296,7 @@ pub(super) fn watch_extended(rest: &[u8], declared: usize) -> Result<(Watch<'_>,
         return Ok((watch, declared));
     }
     // What stands here may end with the record, so the next one is where the lengths say.
-    let (watch, used) = watch_short(rest)?;
+    let (watch, used) = watch_short(rest).map_err(|_| Damage::Watch)?;
     let real = padded(used).ok_or(Damage::Short)?;
     let fits = real == declared || real.checked_add(8) == Some(declared);
     if fits && is_header(rest.get(real..).unwrap_or_default()) {

@@ -1,0 +1,198 @@
+//! Open transactions: what they have done, and the nodes that they began with and have now, as steps from one snapshot to the next.
+
+use alloc::boxed::Box;
+use alloc::string::String;
+
+use super::super::Damage;
+use super::super::own::Own;
+use crate::answer::Answer;
+use crate::database::is_database;
+use crate::ids::{Generation, TxId};
+use crate::path::PathRef;
+use crate::storage::{Seed, Storage, Value};
+use crate::touched::Mark;
+use crate::transaction::Transaction;
+use crate::wire::{Errno, Kind};
+
+use super::Import;
+
+impl<'s, S: Storage> Import<'s, S> {
+    pub(super) fn begin(&mut self, own: &Own<'s>) -> Result<(), Damage> {
+        let &Own::Begin {
+            conn,
+            transaction,
+            has_failed,
+            is_given_up,
+            is_overflowed,
+            deaths,
+            changes,
+            number,
+            since,
+        } = own
+        else {
+            return Ok(());
+        };
+        let conn = self.conn(conn)?;
+        let id = TxId::new(transaction).ok_or(Damage::Field)?;
+        if self.transaction.is_some() || !self.opaque.remove(&(conn, id)) {
+            return Err(Damage::Reference);
+        }
+        let server = &self.server;
+        let since = self.clock.moved(since);
+        let opening = server.history.opened_at(changes, number, since);
+        let nothing = S::new(server.domains.privileged());
+        let base = match is_given_up {
+            true => &nothing,
+            false => self.base.get_or_insert_with(|| server.store.nodes.clone()),
+        };
+        let mut transaction = Transaction::start(base, &server.domains, opening, Box::default());
+        transaction.failed = has_failed;
+        transaction.is_given_up = is_given_up;
+        transaction.log.touched.overflowed = is_overflowed;
+        transaction.deaths = deaths;
+        self.transaction = Some((conn, id, Box::new(transaction)));
+        Ok(())
+    }
+
+    pub(super) fn end(&mut self) -> Result<(), Damage> {
+        let (conn, id, transaction) = self.transaction.take().ok_or(Damage::Reference)?;
+        let connection = self.server.connections.get_mut(conn);
+        let connection = connection.ok_or(Damage::Reference)?;
+        connection.transactions.restore(id, transaction);
+        Ok(())
+    }
+
+    pub(super) fn in_transaction(&mut self, own: &Own<'s>) -> Result<(), Damage> {
+        let (_, _, transaction) = self.transaction.as_mut().ok_or(Damage::Reference)?;
+        let domains = &self.server.domains;
+        let alive = |domid| {
+            let domain = domains.get(domid).ok_or(Damage::Reference)?;
+            Ok(domain.incarnation)
+        };
+        match own {
+            Own::Request {
+                kind,
+                payload,
+                answer,
+                start,
+                text,
+            } => {
+                let kind = Kind::from_number(*kind).filter(|kind| is_database(*kind));
+                let answer = read_answer(*answer, *start, text.0)?;
+                transaction.keep(kind.ok_or(Damage::Field)?, payload.0, answer);
+            }
+            Own::Touched { path } => {
+                let path = PathRef::known(path);
+                transaction.touch(path).map_err(|_| Damage::Duplicate)?;
+            }
+            Own::Change {
+                path,
+                is_removed,
+                made,
+            } => {
+                let mark = Mark {
+                    removed: *is_removed,
+                    made: usize::try_from(*made).map_err(|_| Damage::Field)?,
+                };
+                transaction.log.touched.mark(PathRef::known(path), mark);
+            }
+            Own::Charge {
+                domid,
+                nodes,
+                bytes,
+            } => transaction
+                .log
+                .effects
+                .charge(alive(*domid)?, *nodes, *bytes),
+            Own::Estate {
+                domid,
+                path,
+                is_gained,
+            } => {
+                let path = PathRef::known(path);
+                transaction
+                    .log
+                    .effects
+                    .transfer(alive(*domid)?, path, *is_gained);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Takes a step from one snapshot to another: to the nodes that a transaction has, or to those that the next one began with.
+    pub(super) fn step(&mut self, own: &Own<'s>) -> Result<(), Damage> {
+        let set = match own {
+            Own::Set {
+                permissions,
+                departed,
+                ..
+            } => Some(self.acl(*permissions, departed.0)?),
+            _ => None,
+        };
+        let server = &self.server;
+        let nodes = match &mut self.transaction {
+            Some((_, _, transaction)) => &mut transaction.nodes,
+            None => self.base.get_or_insert_with(|| server.store.nodes.clone()),
+        };
+        match (own, set) {
+            (Own::Cut { path }, _) => {
+                let path = PathRef::known(path);
+                let parent = path.parent().and_then(|parent| nodes.get(parent));
+                let generation = parent.ok_or(Damage::Parent)?.generation;
+                nodes.get(path).ok_or(Damage::Reference)?;
+                nodes.remove(path, generation).ok_or(Damage::Reference)?;
+            }
+            (
+                Own::Set {
+                    path,
+                    is_new,
+                    generation,
+                    value,
+                    ..
+                },
+                Some(acl),
+            ) => {
+                let path = PathRef::known(path);
+                let (value, generation) = (Value::new(value.0), Generation(*generation));
+                if *is_new {
+                    let seed = Seed {
+                        value,
+                        acl,
+                        generation,
+                    };
+                    nodes.restore(path, seed).ok_or(Damage::Parent)?;
+                } else {
+                    let node = nodes.get_mut(path).ok_or(Damage::Reference)?;
+                    (node.value, node.acl, node.generation) = (value, acl, generation);
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+fn read_answer(tag: u8, start: u32, text: &[u8]) -> Result<Result<Answer, Errno>, Damage> {
+    let string = || {
+        let text = core::str::from_utf8(text).map_err(|_| Damage::Text)?;
+        Ok(String::from(text))
+    };
+    Ok(Ok(match tag {
+        0 => Answer::Done,
+        1 => Answer::Value(Value::new(text)),
+        2 => Answer::Names(text.to_vec()),
+        3 => {
+            let start = usize::try_from(start).map_err(|_| Damage::Field)?;
+            Answer::Part(text.to_vec(), start)
+        }
+        4 => Answer::Permissions(string()?),
+        5 => Answer::Text(string()?),
+        6 => {
+            let mut all = Errno::ALL.iter();
+            let errno = all.find(|errno| errno.name().as_bytes() == text);
+            return Ok(Err(*errno.ok_or(Damage::Field)?));
+        }
+        _ => return Err(Damage::Field),
+    }))
+}

@@ -1,1 +1,0 @@
-//! What a stream says and what comes of it.
