@@ -426,7 +426,7 @@ impl<X: Xen> Dispatcher<X> {
         });
         self.server.handle_domains(&at_once, u32::MAX, true);
         let ended: Vec<Identity> = self.ended.values().take(ENDS_A_ROUND).copied().collect();
-        let more = self.domains.is_busy() || ended.len() < self.ended.len();
+        let more = self.domains.may_tell_more() || ended.len() < self.ended.len();
         let events: Vec<DomainEvent> = ended.iter().copied().map(DomainEvent::Dead).collect();
         let buried = self.server.handle_domains(&events, COST_A_ROUND, more);
         for identity in ended.into_iter().take(buried) {
