@@ -1,10 +1,13 @@
 //! The one place that joins Xen and the store: ports become links, links' bytes become requests, the store's wishes become hypercalls.
 //!
 //! A turn is a few rounds. A link gets the event that it is owed when all that it asked for is answered, or nothing more is to be done
-//! for it; at the latest when the turn ends. So one event tells of much, and nobody waits for it until others are served, too. A round: collect pending ports; give
-//! every link with credit one look, the privileged domain's first; collect again and deal with ended domains; let the store run; do
-//! what it asks for. Ended domains come *between* reading requests and running them: Xen raises its interrupt before a domid can be
-//! used again, so a request that speaks of the new domain is never run while the old one is still known (hostility.md R13).
+//! for it; at the latest when the turn ends. So one event tells of much, and nobody waits for it until others are served, too.
+//!
+//! A round: collect pending ports; give every link with credit one look, the privileged domain's first; collect again and deal with ended
+//! domains; let the store run; do what it asks for. Ended domains come *between* reading requests and running them: Xen raises its
+//! interrupt before a domid can be used again, so a request that speaks of the new domain is never run while the old one is still known
+//! (hostility.md R13). Of many at once those may wait for a later round whose ring is mapped: until it is not, Xen gives their domids to
+//! nobody.
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
@@ -423,7 +426,7 @@ impl<X: Xen> Dispatcher<X> {
         });
         self.server.handle_domains(&at_once, u32::MAX, true);
         let ended: Vec<Identity> = self.ended.values().take(ENDS_A_ROUND).copied().collect();
-        let more = self.domains.is_busy() || ended.len() < self.ended.len();
+        let more = self.domains.may_tell_more() || ended.len() < self.ended.len();
         let events: Vec<DomainEvent> = ended.iter().copied().map(DomainEvent::Dead).collect();
         let buried = self.server.handle_domains(&events, COST_A_ROUND, more);
         for identity in ended.into_iter().take(buried) {

@@ -27,6 +27,10 @@ pub struct DomainPoll {
     hinted: bool,
     /// Those with a ring that are to be looked at after a hint.
     to_look_at: BTreeMap<DomId, Identity>,
+    /// Another hint came before all of them were looked at, and names nobody.
+    again: bool,
+    /// All of them have just been looked at, though there may be more already.
+    done: bool,
     slow: Sweep<Identity>,
     refusals: Spell,
 }
@@ -38,6 +42,8 @@ impl DomainPoll {
             exception: bind(xen),
             hinted: false,
             to_look_at: BTreeMap::new(),
+            again: false,
+            done: false,
             slow: Sweep::new(Some(POLL_INTERVAL), xen.now()),
             refusals: Spell::default(),
         }
@@ -65,6 +71,12 @@ impl DomainPoll {
         !self.to_look_at.is_empty()
     }
 
+    /// Whether more may come of the hint of which the last events came.
+    #[must_use]
+    pub fn may_tell_more(&self) -> bool {
+        self.is_busy() && !self.done
+    }
+
     /// What became of the domains that `server` knows: after a hint of those that Xen names, or of all of them if it names none; and of
     /// the slice that is due.
     ///
@@ -80,7 +92,9 @@ impl DomainPoll {
         let now = xen.now();
         let mut events = Vec::new();
         if core::mem::take(&mut self.hinted) {
-            let known: Vec<Identity> = match all_changed(xen) {
+            let named = all_changed(xen);
+            let names_nobody = named.is_err();
+            let known: Vec<Identity> = match named {
                 Ok(domids) => domids
                     .into_iter()
                     .filter_map(|domid| server.known_domain(domid))
@@ -89,17 +103,25 @@ impl DomainPoll {
             };
             let (mapped, others): (Vec<_>, Vec<_>) =
                 known.into_iter().partition(|identity| is_mapped(*identity));
-            let mapped = mapped
-                .into_iter()
-                .map(|identity| (identity.domid, identity));
-            self.to_look_at.extend(mapped);
+            // However often hints come, this comes to an end.
+            if names_nobody && self.is_busy() {
+                self.again = true;
+            } else {
+                self.to_look_at.extend(mapped.into_iter().map(by_domid));
+            }
             self.look_at_all(xen, others.into_iter(), &mut events);
         }
+        let was_busy = self.is_busy();
         for _ in 0..LOOKS_A_ROUND {
             let Some((_, identity)) = self.to_look_at.pop_first() else {
                 break;
             };
             events.extend(self.look_at(xen, identity));
+        }
+        self.done = was_busy && !self.is_busy();
+        if self.done && core::mem::take(&mut self.again) {
+            let mapped = server.known_domains().filter(|known| is_mapped(*known));
+            self.to_look_at.extend(mapped.map(by_domid));
         }
         let told = events.len();
         let slice = self.slow.due(now, || server.known_domains());
@@ -148,6 +170,10 @@ impl DomainPoll {
             }
         }
     }
+}
+
+fn by_domid(identity: Identity) -> (DomId, Identity) {
+    (identity.domid, identity)
 }
 
 fn bind<X: Xen>(xen: &mut X) -> Option<LocalPort> {

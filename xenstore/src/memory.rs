@@ -17,8 +17,8 @@ use crate::storage::Storage;
 use crate::time::Instant;
 use crate::wire::Errno;
 
-/// Free memory below a mark is scarce, short, or the reserve. What one request can take, events to all watchers included, fits twice
-/// between the marks, whatever there is in all.
+/// Free memory below a mark is scarce, short, or the reserve. However little there is in all, the marks are so far apart that one request
+/// cannot lead from above the first of them to the end: a path of a thousand nodes is copied, or its nodes are noted in a transaction.
 const SCARCE_BELOW: Mark = Mark {
     percent: 25,
     bytes: 2048 << 10,
@@ -133,6 +133,8 @@ impl Supply {
 pub(crate) struct Left {
     free: u64,
     total: u64,
+    /// What that came to.
+    said: Supply,
     /// When to look again for transactions that are open too long.
     pub(crate) next_look: Instant,
     /// Changes, for the log, by what it came to.
@@ -146,7 +148,7 @@ impl<S: Storage> Server<S> {
         (self.left.free, self.left.total) = (free, total);
         let supply = Supply::of(free, total);
         let before = mem::replace(&mut self.supply, supply);
-        if before != supply
+        if mem::replace(&mut self.left.said, supply) != supply
             && let Some(spell) = self.left.told.get_mut(supply as usize)
             && let Some(untold) = spell.count(now)
         {

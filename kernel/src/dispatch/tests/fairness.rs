@@ -210,8 +210,8 @@ fn hypercalls(host: &Host) -> u64 {
 fn simulate_deaths(release: Release) -> [(Duration, Duration, usize); 2] {
     let (host, mut dom0) = start_with(release);
     dom0.watch("@releaseDomain", "gone");
-    let ids = 100..1100;
-    for id in ids.clone() {
+    let mut alive = 100..1100;
+    for id in alive.clone() {
         let mut guest = dom0.build(id);
         guest.watch("key", "mine");
         let depth = if id % 20 == 0 { 990 } else { 20 };
@@ -224,8 +224,9 @@ fn simulate_deaths(release: Release) -> [(Duration, Duration, usize); 2] {
     let (deaths, end) = (now.after(SIMULATED / 8), now.after(SIMULATED));
     let mut rounds = 0_u32;
     while host.xen.time() < end {
-        if host.xen.time() >= deaths && rounds > 0 {
-            ids.clone().for_each(|id| host.xen.destroy(DomId::new(id)));
+        if host.xen.time() >= deaths {
+            let dying = core::mem::take(&mut alive);
+            dying.for_each(|id| host.xen.destroy(DomId::new(id)));
         }
         rounds += 1;
         pass_round(&host, rounds.is_multiple_of(ROUNDS_A_TURN));

@@ -121,3 +121,24 @@ fn a_stub_domain_and_its_target_end_in_one_batch_and_each_is_told_once() {
         }
     }
 }
+
+/// However many domains there are to be asked for, and however often.
+#[test]
+fn hints_in_every_turn_keep_no_release_from_being_told() {
+    let (host, mut dom0) = start_with(Release::Xen4_17);
+    for id in 100..1300 {
+        dom0.build(id);
+    }
+    dom0.watch("@releaseDomain", "gone");
+    host.xen.destroy(DomId::new(200));
+    let told = (0..10).any(|_| {
+        host.xen.change(DOM0, |_| {});
+        host.turn();
+        dom0.take(usize::MAX);
+        dom0.signal();
+        !dom0.events.is_empty()
+    });
+    assert!(told);
+    host.settle();
+    assert_eq!(dom0.take_events(), [event("@releaseDomain", "gone")]);
+}
