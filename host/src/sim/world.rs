@@ -323,11 +323,9 @@ impl World {
     }
 
     fn check_pages(&self) -> Result<(), String> {
-        let honest = self
-            .guests
-            .values()
-            .filter(|guest| guest.manner.is_honest());
-        honest.map(Guest::check_page).collect()
+        let guests = self.guests.values();
+        let mut others = guests.filter(|guest| guest.manner != Manner::Hostile);
+        others.try_for_each(Guest::check_page)
     }
 
     /// Turns and reads until all whom `waits` names have what they are owed, and nothing moves.
