@@ -155,6 +155,16 @@ impl<X: Xen> Dispatcher<X> {
         &mut self.server
     }
 
+    /// Lets another store take over, and gives each link the connection that it has there: as if another image had come, but for what
+    /// is mapped and bound, which stays.
+    #[cfg(any(test, feature = "fake"))]
+    pub fn take_over(&mut self, server: Server, connections: &[(DomId, ConnId)]) {
+        self.server = server;
+        for (domid, conn) in connections {
+            self.links.reconnect(*domid, *conn);
+        }
+    }
+
     fn round(&mut self, other: &mut dyn FnMut(ConnId)) -> Progress {
         let now = self.xen.now();
         self.tick(now);

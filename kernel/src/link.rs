@@ -152,6 +152,17 @@ impl<P: Page> Links<P> {
         }
     }
 
+    /// Gives a domain's link the connection that it has in a store that took over. It may be looked at.
+    #[cfg(any(test, feature = "fake"))]
+    pub fn reconnect(&mut self, domid: DomId, conn: ConnId) {
+        if let Some(link) = self.by_domid.get_mut(&domid) {
+            self.by_conn.remove(&link.conn);
+            link.conn = conn;
+            self.by_conn.insert(conn, domid);
+            self.grant(domid, Look::Asked);
+        }
+    }
+
     /// Takes a link out of everything that knows it.
     pub fn remove(&mut self, domid: DomId) -> Option<Link<P>> {
         let link = self.by_domid.remove(&domid)?;

@@ -149,10 +149,10 @@ impl Model {
 
     /// What is left of a request for which there was no memory: a transaction may have failed with it, or has ended.
     fn refuse(&mut self, who: u16, request: &Request<'_>, name: Errno) -> Reply {
-        if let Some(client) = self.clients.get_mut(&who) {
-            if request.kind == 7 {
-                client.transactions.remove(&request.tx_id);
-            }
+        if request.kind == 7
+            && let Some(client) = self.clients.get_mut(&who)
+        {
+            client.transactions.remove(&request.tx_id);
         }
         Err(name)
     }

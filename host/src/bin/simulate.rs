@@ -1,6 +1,6 @@
 //! `simulate`: runs of the store in a simulated host, each from one number, until something is wrong.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::error::Error;
 use std::ops::Range;
 use std::process::ExitCode;
@@ -25,6 +25,9 @@ comes of it with a model. The first difference ends a run; what to type to see i
 const STEPS: u64 = 10_000;
 /// Between two lines of `--forever`.
 const PAUSE: Duration = Duration::from_secs(10);
+/// A run that takes so long, and more for many steps, never ends.
+const ENDLESS: Duration = Duration::from_secs(120);
+const STEPS_A_SECOND: u64 = 100;
 
 /// What to run.
 struct Plan {
@@ -95,6 +98,10 @@ struct Progress {
     done: AtomicU64,
     coverage: Mutex<Coverage>,
     failures: Mutex<VecDeque<Box<Failure>>>,
+    /// The runs that are under way, by seed, with when they began.
+    running: Mutex<BTreeMap<u64, Instant>>,
+    /// Threads that still work.
+    workers: AtomicU64,
 }
 
 /// Runs all; whether nothing was wrong.
@@ -104,15 +111,18 @@ fn run(plan: &Plan) -> bool {
         done: AtomicU64::new(0),
         coverage: Mutex::default(),
         failures: Mutex::default(),
+        running: Mutex::default(),
+        workers: AtomicU64::new(u64::try_from(plan.threads).unwrap_or(1)),
     };
     let begun = Instant::now();
     std::thread::scope(|scope| {
         for _ in 0..plan.threads {
-            scope.spawn(|| work(plan, &progress));
+            scope.spawn(|| {
+                work(plan, &progress);
+                progress.workers.fetch_sub(1, Ordering::Relaxed);
+            });
         }
-        if plan.forever {
-            scope.spawn(|| tell(plan, &progress, begun));
-        }
+        scope.spawn(|| watch(plan, &progress, begun));
     });
     let failures = lock(&progress.failures);
     let coverage = lock(&progress.coverage).clone();
@@ -137,7 +147,9 @@ fn work(plan: &Plan, progress: &Progress) {
         if seed >= plan.seeds.end || (plan.forever && !lock(&progress.failures).is_empty()) {
             return;
         }
+        lock(&progress.running).insert(seed, Instant::now());
         let outcome = guarded(seed, plan.steps);
+        lock(&progress.running).remove(&seed);
         progress.done.fetch_add(1, Ordering::Relaxed);
         match outcome {
             Ok(coverage) => lock(&progress.coverage).add(&coverage),
@@ -164,12 +176,21 @@ fn guarded(seed: u64, steps: u64) -> Result<Coverage, Box<Failure>> {
     })
 }
 
-/// A line now and then, while nothing is wrong.
-fn tell(plan: &Plan, progress: &Progress, begun: Instant) {
+/// Sees to it that every run ends; and a line now and then where nothing else ends.
+fn watch(plan: &Plan, progress: &Progress, begun: Instant) {
+    let limit = ENDLESS + Duration::from_secs(plan.steps / STEPS_A_SECOND);
     let mut told = Instant::now();
-    while lock(&progress.failures).is_empty() {
-        std::thread::sleep(Duration::from_millis(200));
-        if told.elapsed() >= PAUSE {
+    while progress.workers.load(Ordering::Relaxed) > 0 {
+        std::thread::sleep(Duration::from_millis(50));
+        let endless = lock(&progress.running)
+            .iter()
+            .find_map(|(seed, begun)| (begun.elapsed() > limit).then_some(*seed));
+        if let Some(seed) = endless {
+            println!("FAILED: seed {seed} has not ended in {} s", limit.as_secs());
+            println!("again: {}", sim::command(seed, plan.steps));
+            std::process::exit(1);
+        }
+        if plan.forever && told.elapsed() >= PAUSE {
             told = Instant::now();
             summary(plan, progress, begun);
         }

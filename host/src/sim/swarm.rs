@@ -64,8 +64,8 @@ pub(crate) struct Swarm {
     pub(crate) memory: bool,
     /// The clock may go back.
     pub(crate) clock: bool,
-    /// The server may be replaced by one that was made from its state.
-    pub(crate) renewal: bool,
+    /// How often another instance takes over, made of the state of the one before, of a thousand steps.
+    pub(crate) renewals: u64,
 }
 
 impl Swarm {
@@ -92,7 +92,11 @@ impl Swarm {
             lost_deaths: random.chance(300),
             memory,
             clock,
-            renewal: random.chance(600),
+            renewals: if random.chance(600) {
+                random.below(20)
+            } else {
+                0
+            },
         }
     }
 }

@@ -9,7 +9,10 @@ use kernel::fake::{Call, FakeXen};
 use kernel::ring::{CONNECTION, REPLIES, REQUESTS};
 use kernel::xen::{LocalPort, Page as _, XenError};
 use model::Model;
-use xenstore::{DomId, Entry, Identity, Instant, Noted, Progress, Quota, Server, Settings};
+use xenstore::state::{Format, HostLink};
+use xenstore::{
+    ConnId, DomId, Entry, Identity, Instant, Noted, Progress, Quota, Server, Settings, Tree,
+};
 
 use super::coverage::Coverage;
 use super::guest::Guest;
@@ -55,6 +58,8 @@ pub(crate) struct World {
     /// Domains that the last INTRODUCE named with a port that they do not have.
     wrong_ports: BTreeSet<u16>,
     leaking: bool,
+    /// What every store begins with.
+    settings: Settings,
 }
 
 impl World {
@@ -82,7 +87,7 @@ impl World {
         };
         let mut model = Model::new(as_modelled, dom0.unique.0);
         model.set_lenient(swarm.memory);
-        let server = Server::new(settings);
+        let server = Server::new(settings.clone());
         let mut dispatcher = Dispatcher::start(xen.clone(), server, DOM0, &config)
             .map_err(|error| error.to_string())?;
         // From now on a journal is kept.
@@ -103,6 +108,7 @@ impl World {
             interrupted: false,
             wrong_ports: BTreeSet::new(),
             leaking: false,
+            settings,
         };
         world.ask_dom0(12, words(&["/t"]));
         world.ask_dom0(14, words(&["/t", "b0"]));
@@ -114,13 +120,14 @@ impl World {
         self.xen
             .advance(Duration::from_micros(self.random.below(400)));
         let swarm = &self.swarm;
-        let choices: [(u64, Step); 6] = [
+        let choices: [(u64, Step); 7] = [
             (330, Step::Turn),
             (600, Step::Guest),
             (swarm.lives, Step::Life),
             (swarm.deaths, Step::Death),
             (swarm.faults, Step::Fault),
             (swarm.waits, Step::Wait),
+            (swarm.renewals, Step::Renewal),
         ];
         match self.random.weighted(&choices) {
             Some(Step::Guest) => self.guest()?,
@@ -128,6 +135,7 @@ impl World {
             Some(Step::Death) => self.death(),
             Some(Step::Fault) => self.fault(),
             Some(Step::Wait) => self.wait(),
+            Some(Step::Renewal) => self.renew()?,
             _ => _ = self.turn()?,
         }
         Ok(())
@@ -254,6 +262,7 @@ enum Step {
     Death,
     Fault,
     Wait,
+    Renewal,
 }
 
 /// The dispatcher's turns and what must be true after each.
@@ -314,11 +323,9 @@ impl World {
     }
 
     fn check_pages(&self) -> Result<(), String> {
-        let honest = self
-            .guests
-            .values()
-            .filter(|guest| guest.manner.is_honest());
-        honest.map(Guest::check_page).collect()
+        let guests = self.guests.values();
+        let mut others = guests.filter(|guest| guest.manner != Manner::Hostile);
+        others.try_for_each(Guest::check_page)
     }
 
     /// Turns and reads until all whom `waits` names have what they are owed, and nothing moves.
@@ -680,6 +687,39 @@ impl World {
                 self.xen.change(domain, |info| info.dead = true);
             }
         }
+    }
+}
+
+/// Another instance of the store takes over.
+impl World {
+    /// Replaces the store by one that is made of its state. Nobody can tell: the model is not told.
+    fn renew(&mut self) -> Result<(), String> {
+        let now = self.xen.time();
+        let stream = self.state(now);
+        let restored = Server::<Tree>::import(&stream, self.settings.clone(), now)
+            .map_err(|error| format!("the state cannot be read: {error}"))?;
+        let links = restored.links.iter();
+        let connections: Vec<(DomId, ConnId)> = links
+            .filter_map(|link| Some((link.domid?, link.conn)))
+            .collect();
+        self.dispatcher.take_over(restored.server, &connections);
+        // From now on this one keeps a journal.
+        self.dispatcher.server_mut().take_journal();
+        self.dispatcher.server().audit()?;
+        self.coverage.happened("other instances that took over");
+        if self.state(now) == stream {
+            Ok(())
+        } else {
+            Err("the state that was read is not the one that was written".to_owned())
+        }
+    }
+
+    fn state(&self, now: Instant) -> Vec<u8> {
+        let mut stream = Vec::new();
+        let host = |_| HostLink::default();
+        let server = self.dispatcher.server();
+        server.export(Format::Own, now, &host, &mut stream);
+        stream
     }
 }
 
