@@ -6,23 +6,18 @@
     reason = "a test that goes wrong here should stop at once"
 )]
 
+mod store;
+
 use kernel::hypervisor::MeteredHeap;
-use xenstore::wire::{HEADER_SIZE, Header, Kind};
-use xenstore::{
-    Action, ConnId, DomId, DomainEvent, Identity, Instant, Outcome, Progress, ReqId, Server,
-    Settings, UniqueId,
-};
+use store::{Store, identity};
+use xenstore::wire::Kind;
+use xenstore::{DomainEvent, Identity, Instant, UniqueId};
 
 #[global_allocator]
 static HEAP: MeteredHeap = MeteredHeap;
 
 /// The guest whose requests are metered.
 const GUEST: u16 = 1;
-
-struct Store {
-    server: Server,
-    conns: Vec<ConnId>,
-}
 
 /// What a request took, in bytes of the heap.
 #[derive(Clone, Copy, Debug, Default)]
@@ -36,105 +31,6 @@ struct Taken {
 }
 
 impl Store {
-    /// A store with domain 0 and so many guests, each with a home of its own.
-    fn new(guests: u16) -> Self {
-        let mut store = Self {
-            server: Server::new(Settings::new(DomId::new(0), DomId::new(31))),
-            conns: Vec::new(),
-        };
-        for domain in 0..=guests {
-            let identity = identity(domain);
-            let conn = store.server.open_domain(identity);
-            store.conns.push(conn);
-            if domain > 0 {
-                store.ok(0, Kind::Mkdir, &format!("/local/domain/{domain}\0"));
-                store.ok(
-                    0,
-                    Kind::SetPerms,
-                    &format!("/local/domain/{domain}\0n{domain}\0"),
-                );
-            }
-        }
-        store
-    }
-
-    /// Sends a request and lets it run; its answer waits.
-    fn send(&mut self, domain: u16, kind: Kind, tx_id: u32, payload: &[u8]) {
-        let header = Header {
-            kind: kind.number(),
-            req_id: ReqId(1),
-            tx_id,
-            len: u32::try_from(payload.len()).unwrap(),
-        };
-        let conn = self.conns[usize::from(domain)];
-        let mut bytes = &[&header.encode()[..], payload].concat()[..];
-        while !bytes.is_empty() {
-            let taken = self.server.handle_bytes(conn, bytes).unwrap();
-            assert!(taken > 0);
-            bytes = &bytes[taken..];
-        }
-        loop {
-            let mut progress = self.server.run(Instant(0), 64);
-            while let Some(action) = self.server.poll_action() {
-                progress = Progress::More;
-                let outcome = |domid: DomId| {
-                    let known = usize::from(domid.get()) < self.conns.len();
-                    Outcome::Identified(known.then(|| identity(domid.get())))
-                };
-                if let Action::Identify { ticket, domid } = action {
-                    let outcome = outcome(domid);
-                    self.server.handle_completed(ticket, outcome);
-                }
-            }
-            if progress == Progress::Idle {
-                return;
-            }
-        }
-    }
-
-    /// What waits for a domain.
-    fn read(&mut self, domain: u16) -> Vec<u8> {
-        let conn = self.conns[usize::from(domain)];
-        let mut got = Vec::new();
-        loop {
-            let bytes = self.server.poll_output(conn);
-            if bytes.is_empty() {
-                while self.server.poll_ready().is_some() {}
-                return got;
-            }
-            got.extend_from_slice(bytes);
-            let length = bytes.len();
-            self.server.consume_output(conn, length);
-        }
-    }
-
-    /// The payload of the answer to a request.
-    fn ask(&mut self, domain: u16, kind: Kind, tx_id: u32, payload: &[u8]) -> Vec<u8> {
-        self.send(domain, kind, tx_id, payload);
-        let mut got = &self.read(domain)[..];
-        let mut answer = Vec::new();
-        while let Some(header) = got.first_chunk::<HEADER_SIZE>() {
-            let header = Header::decode(*header);
-            let end = HEADER_SIZE + usize::try_from(header.len).unwrap();
-            if header.kind != Kind::WatchEvent.number() {
-                answer = got[HEADER_SIZE..end].to_vec();
-            }
-            got = &got[end..];
-        }
-        answer
-    }
-
-    fn ok(&mut self, domain: u16, kind: Kind, payload: &str) {
-        let answer = self.ask(domain, kind, 0, payload.as_bytes());
-        assert_eq!(answer, b"OK\0", "{kind:?} {:?}", payload.get(..80));
-    }
-
-    fn begin(&mut self, domain: u16) -> u32 {
-        let id = self.ask(domain, Kind::TransactionStart, 0, b"\0");
-        let digits = String::from_utf8(id).unwrap();
-        digits.trim_end_matches('\0').parse().unwrap()
-    }
-
     /// What a request of the guest takes while it runs and its answer waits.
     fn meter(&mut self, kind: Kind, tx_id: u32, payload: &[u8]) -> Taken {
         self.read(GUEST);
@@ -151,15 +47,8 @@ impl Store {
     }
 }
 
-fn identity(domain: u16) -> Identity {
-    Identity {
-        domid: DomId::new(domain),
-        unique: UniqueId(u128::from(domain) + 1),
-    }
-}
-
-/// Bytes that one request may take at its peak when little memory is left. The rest of the reserve (512 KiB, `kernel::dispatch`) is for what
-/// else a small round can bring: eight looks at rings with a request each, three more small requests, and what domain 0 asks for.
+/// Bytes that one request may take at its peak when little memory is left: about half of the least reserve (`xenstore::memory`). The rest is
+/// for what else was begun in the same round, and for domain 0.
 const MOST: usize = 400 * 1024;
 /// Bytes of it that may stay, most of them what 40 watchers are yet to be told.
 const KEPT: isize = 128 * 1024;
@@ -189,7 +78,7 @@ fn plant(store: &mut Store) {
 
 /// From now on guests may not grow; what they ask for is as it would be above the reserve.
 fn run_short(store: &mut Store) {
-    store.server.handle_memory(9, 100);
+    store.server.handle_memory(Instant(0), 9 << 20, 100 << 20);
 }
 
 #[test]
@@ -290,7 +179,7 @@ fn transactions() {
                 .first(),
             Some(&b'y')
         );
-        store.server.handle_memory(100, 100);
+        store.server.handle_memory(Instant(0), 100 << 20, 100 << 20);
         store.ok(GUEST, Kind::Rm, "m\0");
     }
 }
@@ -361,7 +250,9 @@ fn deaths() {
             store.ok(GUEST, Kind::Watch, &format!("a\0{n}\0"));
         }
         store.begin(GUEST);
-        store.server.handle_domains(&[DomainEvent::Dead(dead)]);
+        store
+            .server
+            .handle_domains(&[DomainEvent::Dead(dead)], u32::MAX, false);
         store.conns[usize::from(GUEST)] = store.server.open_domain(next);
         store.ok(0, Kind::Mkdir, "/local/domain/1\0");
         store.ok(0, Kind::SetPerms, "/local/domain/1\0n1\0");

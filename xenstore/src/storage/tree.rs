@@ -85,6 +85,23 @@ impl Storage for Tree {
         Some(parent.acl.owner())
     }
 
+    /// Goes down once: each name by itself would start at the top again.
+    fn add_all(
+        &mut self,
+        path: PathRef<'_>,
+        seeds: impl ExactSizeIterator<Item = Seed>,
+    ) -> Option<Incarnation> {
+        let top = path.above(seeds.len())?;
+        let mut node = self.root.descend_mut(top.components())?;
+        let owner = node.acl.owner();
+        for (name, seed) in path.components_below(top).zip(seeds) {
+            node.generation = seed.generation;
+            node.children.add(name, Limb(Rc::new(Node::new(seed))));
+            node = Rc::make_mut(&mut node.children.get_mut(name)?.0);
+        }
+        Some(owner)
+    }
+
     fn add_special(&mut self, name: PathRef<'_>, seed: Seed) {
         let specials = Rc::make_mut(&mut self.specials.0);
         let limb = Limb(Rc::new(Node::new(seed)));
