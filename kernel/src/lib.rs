@@ -30,4 +30,5 @@ pub mod link;
 pub mod ring;
 pub mod run;
 pub mod sweep;
+mod sync;
 pub mod xen;

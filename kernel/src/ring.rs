@@ -4,11 +4,10 @@
 //! a distance above the ring's size, works on that snapshot and private copies only, and publishes its own index as snapshot + n. A
 //! peer that plays with the indices gets wrong bytes in its own ring and nothing else.
 
-use core::sync::atomic::{Ordering, fence};
-
 use xenstore::EvtchnPort;
 
 use crate::bugs;
+use crate::sync::{Ordering, fence};
 use crate::xen::Page;
 
 /// Bytes each way (`XENSTORE_RING_SIZE`, xs_wire.h); a power of two.
@@ -232,4 +231,5 @@ fn at_most(n: usize, limit: u16) -> u16 {
 }
 
 #[cfg(test)]
+#[path = "ring/tests.rs"]
 mod tests;

@@ -15,7 +15,7 @@ use crate::ids::DomId;
 use crate::memory::Supply;
 use crate::path::PathRef;
 use crate::server::Server;
-use crate::storage::{Storage, Value};
+use crate::storage::Storage;
 use crate::time::Instant;
 
 /// Where they are.
@@ -125,7 +125,7 @@ impl<S: Storage> Server<S> {
                 edit.remove(path);
             }
             let acl = Rc::new(Acl::private(owner));
-            edit.create(path, Value::new(text.as_bytes()), acl, false);
+            edit.create(path, 1, text.as_bytes(), &acl);
         }
         self.commit(&mut effects);
     }

@@ -19,7 +19,7 @@ use crate::path::{Components, NamedPath, PathRef};
 use crate::quota::{Quota, Quotas, within};
 use crate::refusal::Reason;
 use crate::run::fits;
-use crate::storage::{Node, Storage, Value, listed_size};
+use crate::storage::{Node, Storage, listed_size};
 use crate::time::Instant;
 use crate::touched::Touched;
 use crate::watch::Watches;
@@ -277,20 +277,15 @@ impl<S: Storage> Work<'_, '_, S> {
     /// Creates a node and what is missing above it, all of it or nothing (protocol.md sections 5.4 and 6).
     fn create(&mut self, path: PathRef<'_>, plan: Plan, value: &[u8]) -> Result<(), Refusal> {
         let Plan { acl, levels } = plan;
-        if levels > 1 || self.touched.is_some() {
+        if self.touched.is_some() {
             let above = iter::successors(path.parent(), |path| path.parent());
             let mut silent: Vec<PathRef<'_>> = above.take(levels).collect();
             silent.reverse();
-            for path in &silent {
-                self.touch(*path)?;
-            }
-            // The first of them is the one that exists.
-            for parent in silent.into_iter().skip(1) {
-                self.edit()
-                    .create(parent, Value::default(), Rc::clone(&acl), true);
+            for path in silent {
+                self.touch(path)?;
             }
         }
-        self.edit().create(path, Value::new(value), acl, false);
+        self.edit().create(path, levels, value, &acl);
         Ok(())
     }
 

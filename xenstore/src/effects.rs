@@ -5,7 +5,7 @@
 
 use alloc::rc::Rc;
 use alloc::vec::Vec;
-use core::iter;
+use core::{iter, mem};
 
 use crate::acl::{Acl, Incarnation};
 use crate::bugs;
@@ -233,22 +233,46 @@ pub(crate) struct Editor<'a, S: Storage> {
 }
 
 impl<S: Storage> Editor<'_, S> {
-    /// Adds a node below its parent, which exists. A parent made on the way to the node that was asked for is `silent`.
-    pub(crate) fn create(&mut self, path: PathRef<'_>, value: Value, acl: Rc<Acl>, silent: bool) {
+    /// Adds a node with those above it that are missing, `levels` in all, below one that exists; only the node itself is told of.
+    pub(crate) fn create(&mut self, path: PathRef<'_>, levels: usize, value: &[u8], acl: &Rc<Acl>) {
+        let made = levels.saturating_add(mem::take(&mut self.effects.parents));
+        self.add(path, levels, value, acl);
+        self.told(path, made, false, None);
+    }
+
+    /// Adds an empty parent of a node that is yet to be created. Nobody is told.
+    pub(crate) fn create_parent(&mut self, path: PathRef<'_>, acl: &Rc<Acl>) {
+        self.effects.parents = self.effects.parents.saturating_add(1);
+        self.add(path, 1, &[], acl);
+    }
+
+    fn add(&mut self, path: PathRef<'_>, levels: usize, value: &[u8], acl: &Rc<Acl>) {
         let owner = acl.owner();
-        self.effects.charge(owner, 1, cost(path, &value, &acl));
-        let seed = Seed {
-            value,
-            acl,
-            generation: self.next(),
-        };
-        if self.nodes.add(path, seed) != Some(owner) {
-            self.effects.transfer(owner, path, true);
+        let above = levels.saturating_sub(1);
+        let top = path.above(levels).unwrap_or(path);
+        let mut bytes = u64::try_from(value.len()).unwrap_or(u64::MAX);
+        for name in path.components_below(top) {
+            bytes = bytes.saturating_add(footprint(name.len(), 0, acl.len()));
         }
-        let made = self.effects.parents.saturating_add(1);
-        self.effects.parents = if silent { made } else { 0 };
-        if !silent {
-            self.told(path, made, false, None);
+        let count = i64::try_from(levels).unwrap_or(i64::MAX);
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.effects.charge(owner, count, bytes);
+        let generation = &mut *self.generation;
+        let seeds = (0..levels).map(|level| {
+            generation.0 = generation.0.wrapping_add(1);
+            Seed {
+                value: if level == above {
+                    Value::new(value)
+                } else {
+                    Value::default()
+                },
+                acl: Rc::clone(acl),
+                generation: *generation,
+            }
+        });
+        if self.nodes.add_all(path, seeds) != Some(owner) {
+            let topmost = path.above(above).unwrap_or(path);
+            self.effects.transfer(owner, topmost, true);
         }
     }
 
@@ -291,7 +315,7 @@ impl<S: Storage> Editor<'_, S> {
         };
         let owner = acl.owner();
         let new_cost = cost(path, &node.value, &acl);
-        let old = core::mem::replace(&mut node.acl, acl);
+        let old = mem::replace(&mut node.acl, acl);
         let old_cost = cost(path, &node.value, &old);
         node.generation = generation;
         if !path.is_special() {

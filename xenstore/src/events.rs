@@ -67,18 +67,19 @@ impl<S: Storage> Server<S> {
 
     /// Of a node that was cut off with one above it, only watches on itself hear.
     fn tell_below(&mut self, path: PathRef<'_>, removed: &S::Branch) {
-        for (id, way) in self.watches.below(path) {
+        for id in self.watches.below(path) {
             let Some(watch) = self.watches.get(id) else {
                 continue;
             };
-            let Some(acl) = removed.acl(Components::of(&way)) else {
+            let whole = watch.path.as_str();
+            let way = whole.get(path.as_str().len()..).unwrap_or_default();
+            let Some(acl) = removed.acl(Components::of(way)) else {
                 continue;
             };
             let above = way.rsplit_once('/').map_or("", |(above, _)| above);
             let parent = removed.acl(Components::of(above));
             if self.may_hear(watch.connection, [Some(acl), parent].into_iter().flatten()) {
-                let path = watch.path.clone();
-                self.send(id, &path, false);
+                self.queue_event(id, watch.connection, watch.event(&watch.path), false);
             }
         }
     }
@@ -158,15 +159,12 @@ impl<S: Storage> Server<S> {
 
     /// Queues an event. One too long for a message is dropped; of one without room, its watch is told later.
     fn send(&mut self, id: WatchId, path: &Path, repeats: bool) {
-        let Some(watch) = self.watches.get(id) else {
-            return;
-        };
-        let text = EventText {
-            path: path.clone(),
-            from: watch.shown_from(path.as_ref()),
-            token: watch.token.clone(),
-        };
-        let conn = watch.connection;
+        if let Some(watch) = self.watches.get(id) {
+            self.queue_event(id, watch.connection, watch.event(path), repeats);
+        }
+    }
+
+    fn queue_event(&mut self, id: WatchId, conn: ConnId, text: EventText, repeats: bool) {
         if !fits(text.len()) && !bugs::XSA_324 {
             return;
         }

@@ -153,6 +153,17 @@ impl<'a> PathRef<'a> {
         Some(Self(if parent.is_empty() { "/" } else { parent }))
     }
 
+    /// The path so many levels up; `None` if that is above `/`.
+    pub(crate) fn above(self, levels: usize) -> Option<Self> {
+        (0..levels).try_fold(self, |path, _| path.parent())
+    }
+
+    /// The names below `above`, on which this path lies.
+    pub(crate) fn components_below(self, above: Self) -> Components<'a> {
+        let skipped = if above.is_root() { 0 } else { above.0.len() };
+        Components::of(self.0.get(skipped..).unwrap_or_default())
+    }
+
     /// Whether this is `above` or below it.
     pub(crate) fn lies_in(self, above: Self) -> bool {
         let rest = self.0.strip_prefix(above.0);

@@ -117,7 +117,7 @@ impl<S: Storage> Server<S> {
         for path in paths.iter().copied().map(PathRef::known) {
             if self.store.nodes.get(path).is_none() {
                 let mut edit = self.store.edit(effects, &self.watches);
-                edit.create(path, Value::default(), Rc::clone(&acl), true);
+                edit.create_parent(path, &acl);
             }
         }
     }

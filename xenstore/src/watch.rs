@@ -2,9 +2,7 @@
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeSet;
-use alloc::format;
 use alloc::rc::Rc;
-use alloc::string::String;
 use alloc::vec::Vec;
 use core::cmp::{Ordering, Reverse};
 
@@ -12,6 +10,7 @@ use slotmap::{DefaultKey, SecondaryMap, SlotMap};
 
 use crate::bugs;
 use crate::ids::{ConnId, DomId};
+use crate::output::EventText;
 use crate::path::{Path, PathRef};
 use crate::storage::{Children, Digested, Index, digest, digest_bytes};
 
@@ -117,6 +116,15 @@ impl Watch {
     pub(crate) fn shown_from(&self, path: PathRef<'_>) -> usize {
         let shown = self.relative_to.and_then(|home| path.relative_to(home));
         shown.map_or(0, |shown| path.as_str().len().saturating_sub(shown.len()))
+    }
+
+    /// What it hears of a change at `path`.
+    pub(crate) fn event(&self, path: &Path) -> EventText {
+        EventText {
+            path: path.clone(),
+            from: self.shown_from(path.as_ref()),
+            token: self.token.clone(),
+        }
     }
 
     /// Bytes that it costs its connection's domain.
@@ -257,6 +265,7 @@ impl Watches {
         let mut spots = 0_u32;
         while let Some(here) = spot {
             if !here.watches.is_empty() {
+                found.reserve_exact(here.watches.len());
                 found.extend(here.watches.iter().map(|id| (*id, distance)));
                 spots = spots.saturating_add(1);
             }
@@ -270,26 +279,23 @@ impl Watches {
         found
     }
 
-    /// The watches below `path`, each with the names that lead there, the deepest first, else in order of registration.
-    pub(crate) fn below(&self, path: PathRef<'_>) -> Vec<(WatchId, String)> {
+    /// The watches below `path`, the deepest first, else in order of registration. Their paths are not copied: they could be as much as all watches.
+    pub(crate) fn below(&self, path: PathRef<'_>) -> Vec<WatchId> {
         let mut found = Vec::new();
-        let mut open: Vec<(&Spot, String, u32)> = Vec::new();
-        if let Some(spot) = self.index.find(path) {
-            open.push((spot, String::new(), 0));
-        }
-        while let Some((spot, way, depth)) = open.pop() {
+        let mut open: Vec<(&Spot, u32)> = Vec::new();
+        open.extend(self.index.find(path).map(|spot| (spot, 0)));
+        while let Some((spot, depth)) = open.pop() {
             if depth > 0 {
-                found.extend(spot.watches.iter().map(|id| (depth, *id, way.clone())));
+                found.extend(spot.watches.iter().map(|id| (Reverse(depth), *id)));
             }
-            for (name, place) in spot.below.iter() {
-                if let Some(spot) = self.index.spots.get(*place) {
-                    open.push((spot, format!("{way}/{name}"), depth.saturating_add(1)));
-                }
+            for (_, place) in spot.below.iter() {
+                let spot = self.index.spots.get(*place);
+                open.extend(spot.map(|spot| (spot, depth.saturating_add(1))));
             }
         }
         // An order that does not depend on which watches there were before.
-        found.sort_unstable_by_key(|(depth, id, _)| (Reverse(*depth), *id));
-        found.into_iter().map(|(_, id, way)| (id, way)).collect()
+        found.sort_unstable();
+        found.into_iter().map(|(_, id)| id).collect()
     }
 
     fn drop_watch(&mut self, id: WatchId) -> Option<Watch> {
@@ -415,7 +421,7 @@ mod tests {
         }
     }
 
-    fn tokens<T>(watches: &Watches, found: Vec<(WatchId, T)>) -> Vec<String> {
+    fn tokens<T>(watches: &Watches, found: impl IntoIterator<Item = (WatchId, T)>) -> Vec<String> {
         let token =
             |id| String::from_utf8(watches.get(id).unwrap().token.as_bytes().to_vec()).unwrap();
         found.into_iter().map(|(id, _)| token(id)).collect()
@@ -449,7 +455,8 @@ mod tests {
         for path in ["/a", "/a/b", "/a/b/c", "/a/d", "/e"] {
             watches.add(watch(path, path));
         }
-        let below = tokens(&watches, watches.below(PathRef::known("/a")));
+        let below = watches.below(PathRef::known("/a")).into_iter();
+        let below = tokens(&watches, below.map(|id| (id, ())));
         assert_eq!(below.len(), 3);
         let at = |path| below.iter().position(|token| token == path).unwrap();
         assert!(at("/a/b/c") < at("/a/b"));

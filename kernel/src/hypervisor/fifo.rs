@@ -4,9 +4,10 @@
 //! port waits costs nothing. What Xen writes is trusted but bounded: a step takes at most [`STEP`] ports, and a link that leads nowhere
 //! ends its queue until Xen names a new head.
 
+#[cfg(not(loom))]
 use core::mem::offset_of;
-use core::sync::atomic::{AtomicU32, Ordering};
 
+use crate::sync::{AtomicU32, Ordering};
 use crate::xen::{LocalPort, MAX_PORTS, PendingPorts};
 
 /// Ports whose words fill one page of the event array.
@@ -28,10 +29,11 @@ const LINK: u32 = (1 << 17) - 1;
 #[repr(C, align(128))]
 pub(super) struct ControlBlock {
     /// Bit n: queue n has got a new head since this was taken.
-    ready: AtomicU32,
+    pub(super) ready: AtomicU32,
     reserved: AtomicU32,
-    heads: [AtomicU32; PRIORITIES],
+    pub(super) heads: [AtomicU32; PRIORITIES],
 }
+#[cfg(not(loom))]
 const _: () = assert!(offset_of!(ControlBlock, heads) == 8);
 
 impl ControlBlock {

@@ -30,6 +30,8 @@ mod memory;
 #[cfg(test)]
 mod memory_functions;
 mod memory_map;
+#[cfg(feature = "fake")]
+mod metered;
 #[cfg(test)]
 pub(crate) mod own_heap;
 mod page;
@@ -48,5 +50,7 @@ pub use grant::MappedPage;
 pub use guest::{OwnPage, ShutdownReason};
 pub use heap::{HeapUsage, KernelHeap, heap_usage};
 pub use machine::{Ground, Machine, prepare};
+#[cfg(feature = "fake")]
+pub use metered::{METERED_BYTES, MeteredHeap};
 pub use report::{crash, panic};
 pub use start_error::StartError;

@@ -1,8 +1,7 @@
 //! The 2-level ABI of event channels: 4096 ports, each a pending bit and a mask bit in the page that Xen shares. No hypercalls.
 
-use core::sync::atomic::Ordering;
-
 use super::shared_info::{PORT_WORDS, SharedInfo};
+use crate::sync::Ordering;
 use crate::xen::{LocalPort, PendingPorts};
 
 const WORD_BITS: usize = 64;

@@ -55,6 +55,23 @@ pub trait Storage: Clone {
     /// As [`Storage::add`], for a node that was there before: the parent's generation stays. Not if there is one by that name.
     fn restore(&mut self, path: PathRef<'_>, seed: Seed) -> Option<Incarnation>;
 
+    /// As [`Storage::add`] for a node and those above it that are missing: `seeds` are theirs, topmost first. Gives the owner of the one
+    /// that exists above them.
+    fn add_all(
+        &mut self,
+        path: PathRef<'_>,
+        seeds: impl ExactSizeIterator<Item = Seed>,
+    ) -> Option<Incarnation> {
+        let mut owner = None;
+        let missing = seeds.len();
+        for (done, seed) in seeds.enumerate() {
+            let above = missing.saturating_sub(done).saturating_sub(1);
+            let parent = self.add(path.above(above)?, seed);
+            owner = owner.or(parent);
+        }
+        owner
+    }
+
     /// Adds a special name.
     fn add_special(&mut self, name: PathRef<'_>, seed: Seed);
 

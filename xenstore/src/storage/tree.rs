@@ -10,7 +10,7 @@ use super::{Branch, Children, Leaf, Node, Seed, Storage};
 use crate::acl::{Acl, Incarnation};
 use crate::bugs;
 use crate::ids::Generation;
-use crate::path::{Components, Path, PathRef};
+use crate::path::{Components, PathRef};
 
 /// The whole tree at one moment.
 #[derive(Clone)]
@@ -83,6 +83,23 @@ impl Storage for Tree {
         }
         parent.children.add(name, Limb(Rc::new(Node::new(seed))));
         Some(parent.acl.owner())
+    }
+
+    /// Goes down once: each name by itself would start at the top again.
+    fn add_all(
+        &mut self,
+        path: PathRef<'_>,
+        seeds: impl ExactSizeIterator<Item = Seed>,
+    ) -> Option<Incarnation> {
+        let top = path.above(seeds.len())?;
+        let mut node = self.root.descend_mut(top.components())?;
+        let owner = node.acl.owner();
+        for (name, seed) in path.components_below(top).zip(seeds) {
+            node.generation = seed.generation;
+            node.children.add(name, Limb(Rc::new(Node::new(seed))));
+            node = Rc::make_mut(&mut node.children.get_mut(name)?.0);
+        }
+        Some(owner)
     }
 
     fn add_special(&mut self, name: PathRef<'_>, seed: Seed) {
@@ -169,18 +186,32 @@ impl Branch for Limb {
         if self.0.children.is_empty() {
             return;
         }
-        let mut open = Vec::from([(top.to_path(), self)]);
-        while let Some((path, parent)) = open.pop() {
+        // One path for all: one for each node that is yet to be looked into could be as much as all nodes together.
+        let mut path = String::from(if top.is_root() { "" } else { top.as_str() });
+        let mut open = Vec::from([(path.len(), None, self)]);
+        while let Some((above, name, parent)) = open.pop() {
+            path.truncate(above);
+            if let Some(name) = name {
+                extend(&mut path, name);
+            }
+            let length = path.len();
             let owner = parent.0.acl.owner();
             for (name, child) in parent.0.children.iter() {
-                let path: Path = path.as_ref().join(name);
-                each(path.as_ref(), child.leaf(Some(owner)));
+                path.truncate(length);
+                extend(&mut path, name);
+                each(PathRef::known(&path), child.leaf(Some(owner)));
                 if !child.0.children.is_empty() {
-                    open.push((path, child));
+                    open.push((length, Some(name), child));
                 }
             }
         }
     }
+}
+
+/// Makes of a path that of a node below.
+fn extend(path: &mut String, name: &str) {
+    path.push('/');
+    path.push_str(name);
 }
 
 impl Limb {
@@ -247,6 +278,7 @@ impl Drop for Limb {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::path::Path;
     use crate::storage::contract::{owner, seed};
 
     #[test]
