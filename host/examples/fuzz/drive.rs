@@ -244,6 +244,11 @@ mod tests {
     }
 
     #[test]
+    fn stream() {
+        try_some("stream", 10_000);
+    }
+
+    #[test]
     fn start_info() {
         try_some("start_info", 20_000);
     }

@@ -8,6 +8,7 @@ mod path;
 mod permissions;
 mod request;
 mod ring;
+mod stream;
 
 /// Something to feed.
 pub(crate) struct Target {
@@ -47,6 +48,11 @@ pub(crate) const ALL: &[Target] = &[
         name: "numbers",
         about: "only plain decimal numbers in range are numbers",
         run: numbers::run,
+    },
+    Target {
+        name: "stream",
+        about: "a state stream, damaged or not: refused, or a server in order",
+        run: stream::run,
     },
     Target {
         name: "start_info",
