@@ -105,7 +105,7 @@ impl Swarm {
 fn limits(random: &mut Random, memory: bool) -> Limits {
     let mut limits = [1000, 128, 20, 0, 0, 10, 1024, 5, 2048, 2048];
     debug_assert_eq!(limits.len(), QUOTAS.len());
-    let small = [12, 5, 3, 60_000, 20_000, 2, 9, 3, 60, 120];
+    let small = [12, 5, 3, 12_000, 11_000, 2, 9, 3, 60, 120];
     for (limit, small) in limits.iter_mut().zip(small) {
         let is_memory = small > 10_000;
         if random.chance(350) && (memory || !is_memory) {
