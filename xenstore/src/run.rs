@@ -138,8 +138,8 @@ impl<S: Storage> Server<S> {
             }
         };
         let refused = answer.as_ref().err().copied();
-        self.note_request(conn, &request, |request| Entry::Served { request, refused });
         self.reply(conn, request.header, answer);
+        self.note_request(conn, &request, |request| Entry::Served { request, refused });
         self.spare.keep(request.payload);
         self.cause = None;
         if is_charged {
