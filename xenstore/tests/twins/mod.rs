@@ -13,21 +13,21 @@ use xenstore::{ConnId, DomId, FlatMap, Quota, Server, Settings, Storage, Tree};
 const EVERY: u32 = 7;
 
 #[test]
-fn nobody_can_tell_that_another_instance_took_over() {
+fn t_lu_01_and_07_nobody_can_tell_that_another_instance_took_over() {
     let scripts = prop::collection::vec(step(), 1..60);
     run(12, &scripts, |script| play::<Tree>(&script));
     run(12, &transactions(), |script| play::<Tree>(&script));
 }
 
 #[test]
-fn nobody_can_tell_over_a_flat_map() {
+fn t_lu_01_nobody_can_tell_over_a_flat_map() {
     let scripts = prop::collection::vec(step(), 1..40);
     run(6, &scripts, |script| play::<FlatMap>(&script));
     run(6, &transactions(), |script| play::<FlatMap>(&script));
 }
 
 #[test]
-fn nobody_can_tell_under_attack() {
+fn t_lu_01_nobody_can_tell_under_attack() {
     let attacks = prop::collection::vec(attack(), 1..40);
     run(20, &attacks, |attacks| siege::<Tree>(&attacks));
 }
