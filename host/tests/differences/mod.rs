@@ -466,6 +466,16 @@ const IN_XEN: &[Difference] = &[
     ("quotas.txt", "bytes of a node with children", LATER_TYPES),
     ("quotas.txt", "memory", LATER_TYPES),
     (
+        "quotas.txt",
+        "what a transaction keeps counts as memory",
+        LATER_TYPES,
+    ),
+    (
+        "transactions.txt",
+        "what one transaction touched is nothing to the next",
+        LATER_TYPES,
+    ),
+    (
         "transactions.txt",
         "requests about domains are the same inside",
         LATER_TYPES,
