@@ -6,14 +6,15 @@
 mod cases;
 mod differences;
 mod over_socket;
+mod peer_daemon;
 mod served;
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 
 use cases::play_all;
 use differences::{DIFFERENCES, Seen};
 use over_socket::OverSocket;
+use peer_daemon::xenstored;
 use served::Served;
 
 #[test]
@@ -42,18 +43,4 @@ fn c_xenstored_differs_only_as_listed() {
         "{count} complaints\n\n{}",
         played.complaints.join("\n\n")
     );
-}
-
-/// C xenstored on a socket, with a preloaded library in place of the hypervisor.
-fn xenstored(peer: &Path, socket: &Path) -> Command {
-    let folder = socket.parent().unwrap_or(socket);
-    let mut command = Command::new(peer.join("xenstored"));
-    command
-        .arg("--no-fork")
-        .env("LD_LIBRARY_PATH", peer.join("lib"))
-        .env("LD_PRELOAD", peer.join("fake_xen.so"))
-        .env("XENSTORED_PATH", socket)
-        .env("XENSTORED_RUNDIR", folder)
-        .env("XENSTORED_ROOTDIR", folder);
-    command
 }

@@ -4,6 +4,7 @@
 //! the new program stands a script that is called between the two: it keeps the stream of the old one, lets `xs state convert` write it
 //! anew, and then becomes the real program.
 
+mod peer_daemon;
 mod served;
 
 use std::fs;
@@ -13,6 +14,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use peer_daemon::xenstored;
 use served::Served;
 use xenstore::state::Records;
 use xenstore::wire::{HEADER_SIZE, Header, Kind};
@@ -22,7 +24,12 @@ use xenstore::{DomId, Instant, ReqId, Server, Settings, Tree};
 fn t_lu_04_c_xenstored_and_we_read_each_other() {
     let peer = std::env::var_os("PEER").expect("run scripts/test-peer, which gets the peer");
     let peer = PathBuf::from(peer);
-    let server = Served::start(|socket| xenstored(&peer, socket)).unwrap();
+    let server = Served::start(|socket| {
+        let mut command = xenstored(&peer, socket);
+        command.env("FAKE_XEN_GRANTS", "1");
+        command
+    })
+    .unwrap();
     let socket = server.socket();
     let folder = socket.parent().unwrap().to_path_buf();
     let mut client = Client::connect(&socket);
@@ -99,20 +106,6 @@ fn relay(peer: &Path, folder: &Path) -> String {
     fs::write(&path, script).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     path
-}
-
-fn xenstored(peer: &Path, socket: &Path) -> Command {
-    let folder = socket.parent().unwrap_or(socket);
-    let mut command = Command::new(peer.join("xenstored"));
-    command
-        .arg("--no-fork")
-        .env("LD_LIBRARY_PATH", peer.join("lib"))
-        .env("LD_PRELOAD", peer.join("fake_xen.so"))
-        .env("FAKE_XEN_GRANTS", "1")
-        .env("XENSTORED_PATH", socket)
-        .env("XENSTORED_RUNDIR", folder)
-        .env("XENSTORED_ROOTDIR", folder);
-    command
 }
 
 /// A client, with the events that it got.

@@ -23,6 +23,52 @@ use queue::Queue;
 pub use life::Fate;
 pub use queue::Source;
 
+/// The names of errors that clients know (`io/xs_wire.h`): no other may come.
+pub const ERRORS: [&str; 16] = [
+    "EINVAL",
+    "EACCES",
+    "EEXIST",
+    "EISDIR",
+    "ENOENT",
+    "ENOMEM",
+    "ENOSPC",
+    "EIO",
+    "ENOTEMPTY",
+    "ENOSYS",
+    "EROFS",
+    "EBUSY",
+    "EAGAIN",
+    "EISCONN",
+    "E2BIG",
+    "EPERM",
+];
+
+/// Pieces of payloads that mean something somewhere, for clients that put them together as they like.
+pub const FRAGMENTS: [&[u8]; 22] = [
+    b"\0",
+    b"/",
+    b"//",
+    b"a",
+    b"a\0",
+    b"/t\0",
+    b"/t/a\0",
+    b"@",
+    b"@releaseDomain\0",
+    b"/local/domain/1\0",
+    b"/local/domain/",
+    b"T\0",
+    b"F\0",
+    b"n1\0",
+    b"r2\0",
+    b"b0\0",
+    b"-1\0",
+    b"0\0",
+    b"1\0",
+    b"4294967296\0",
+    b"\xff",
+    b"x",
+];
+
 /// The limits, in the order in which GET_QUOTA names them.
 pub const QUOTAS: [&str; 10] = [
     "nodes",

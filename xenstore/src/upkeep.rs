@@ -234,6 +234,17 @@ mod tests {
     use crate::server::Settings;
     use crate::wire::{Header, Kind};
 
+    fn watch(server: &mut Server, conn: ConnId, payload: &[u8]) {
+        let header = Header {
+            kind: Kind::Watch.number(),
+            len: u32::try_from(payload.len()).unwrap(),
+            ..Header::default()
+        };
+        let bytes = [&header.encode()[..], payload].concat();
+        server.handle_bytes(conn, &bytes).unwrap();
+        server.run(Instant(0), 100);
+    }
+
     #[test]
     fn a_domain_above_its_soft_quota_is_told_of_until_it_is_below_again() {
         let dom0 = DomId::new(0);
@@ -245,15 +256,7 @@ mod tests {
         });
         let told = |server: &mut Server, soft: u32| {
             server.settings.quotas.set(Quota::SoftMemory, soft);
-            let payload = b"@releaseDomain\0t\0";
-            let header = Header {
-                kind: Kind::Watch.number(),
-                len: u32::try_from(payload.len()).unwrap(),
-                ..Header::default()
-            };
-            let bytes = [&header.encode()[..], payload].concat();
-            server.handle_bytes(conn, &bytes).unwrap();
-            server.run(Instant(0), 100);
+            watch(server, conn, b"@releaseDomain\0t\0");
             server.domains.get(domid).unwrap().told_memory
         };
         assert!(!told(&mut server, 1_000_000));
@@ -270,15 +273,7 @@ mod tests {
             domid: DomId::new(1),
             unique: UniqueId(1),
         });
-        let payload = b"/a\0t\0";
-        let header = Header {
-            kind: Kind::Watch.number(),
-            len: u32::try_from(payload.len()).unwrap(),
-            ..Header::default()
-        };
-        let bytes = [&header.encode()[..], payload].concat();
-        server.handle_bytes(conn, &bytes).unwrap();
-        server.run(Instant(0), 100);
+        watch(&mut server, conn, b"/a\0t\0");
         let reply: usize = server
             .poll_message(conn)
             .iter()

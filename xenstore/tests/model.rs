@@ -17,7 +17,7 @@ use core::time::Duration;
 
 use machine::Machine;
 use message::{ERROR, Message, WATCH_EVENT};
-use model::{ANY, Fate, Model, QUOTAS};
+use model::{ANY, FRAGMENTS, Fate, Model, QUOTAS};
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
@@ -511,30 +511,7 @@ enum Attack {
 
 fn attack() -> impl Strategy<Value = Attack> {
     let guest = || select(vec![1_u16, 2]);
-    let fragment = select(vec![
-        &b"\0"[..],
-        b"/",
-        b"//",
-        b"a",
-        b"a\0",
-        b"/t\0",
-        b"/t/a\0",
-        b"@",
-        b"@releaseDomain\0",
-        b"/local/domain/1\0",
-        b"/local/domain/",
-        b"T\0",
-        b"F\0",
-        b"n1\0",
-        b"r2\0",
-        b"b0\0",
-        b"-1\0",
-        b"0\0",
-        b"1\0",
-        b"4294967296\0",
-        b"\xff",
-        b"x",
-    ]);
+    let fragment = select(&FRAGMENTS[..]);
     let long = (select(vec![b'a', b'/', 0_u8, b'1', 0xff]), 0..4097_usize)
         .prop_map(|(byte, count)| vec![byte; count]);
     let payload = prop_oneof![
@@ -555,6 +532,23 @@ fn attack() -> impl Strategy<Value = Attack> {
         4 => guest().prop_map(Attack::Listening),
         1 => (0..30_000_u64).prop_map(Attack::Wait),
     ]
+}
+
+/// A request of an [`Attack`], as bytes.
+fn encoded(kind: u32, req_id: u32, tx_id: u32, payload: &[u8]) -> Vec<u8> {
+    let payload = payload.to_vec();
+    let message = Message {
+        kind,
+        req_id,
+        tx_id,
+        payload,
+    };
+    message.encode()
+}
+
+/// Few pieces even of a long request.
+fn pieces(bytes: &[u8], chunk: usize) -> std::slice::Chunks<'_, u8> {
+    bytes.chunks(chunk.max(bytes.len() / 20))
 }
 
 /// A store under attack, and what each guest has a right to.
@@ -611,18 +605,8 @@ impl Siege {
             Attack::Noise(domid, bytes) => self.send(*domid, bytes),
             Attack::Request(domid, kind, tx_id, payload, chunk) => {
                 self.requests += 1;
-                let message = Message {
-                    kind: *kind,
-                    req_id: self.requests,
-                    tx_id: *tx_id,
-                    payload: payload.clone(),
-                };
-                let bytes = message.encode();
-                // Few pieces even of a long request.
-                let chunk = (*chunk).max(bytes.len() / 20);
-                bytes
-                    .chunks(chunk)
-                    .for_each(|piece| self.send(*domid, piece));
+                let bytes = encoded(*kind, self.requests, *tx_id, payload);
+                pieces(&bytes, *chunk).for_each(|piece| self.send(*domid, piece));
             }
             Attack::Oversize(domid, len) => self.send(*domid, &Message::header(11, 1, 0, *len)),
             Attack::Reconnect(domid) => {

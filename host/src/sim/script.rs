@@ -301,32 +301,8 @@ impl Scene<'_> {
     }
 
     fn fragment(&mut self) -> Vec<u8> {
-        const FRAGMENTS: [&[u8]; 22] = [
-            b"\0",
-            b"/",
-            b"//",
-            b"a",
-            b"a\0",
-            b"/t\0",
-            b"/t/a\0",
-            b"@",
-            b"@releaseDomain\0",
-            b"/local/domain/1\0",
-            b"/local/domain/",
-            b"T\0",
-            b"F\0",
-            b"n1\0",
-            b"r2\0",
-            b"b0\0",
-            b"-1\0",
-            b"0\0",
-            b"1\0",
-            b"4294967296\0",
-            b"\xff",
-            b"x",
-        ];
         self.random
-            .pick(&FRAGMENTS)
+            .pick(&model::FRAGMENTS)
             .map(|piece| piece.to_vec())
             .unwrap_or_default()
     }

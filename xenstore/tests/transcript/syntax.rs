@@ -158,25 +158,6 @@ pub(crate) enum Piece {
     Changed(String),
 }
 
-const ERRORS: [&str; 16] = [
-    "EINVAL",
-    "EACCES",
-    "EEXIST",
-    "EISDIR",
-    "ENOENT",
-    "ENOMEM",
-    "ENOSPC",
-    "EIO",
-    "ENOTEMPTY",
-    "ENOSYS",
-    "EROFS",
-    "EBUSY",
-    "EAGAIN",
-    "EISCONN",
-    "E2BIG",
-    "EPERM",
-];
-
 /// Reads a whole text.
 ///
 /// # Errors
@@ -348,7 +329,7 @@ fn parse_expected(words: &[Word]) -> Result<Expected, String> {
     if let [word] = words
         && word.quote.is_none()
     {
-        if ERRORS.contains(&word.text.as_str()) {
+        if model::ERRORS.contains(&word.text.as_str()) {
             return Ok(Expected::Error(word.text.clone()));
         }
         if let Some(name) = transaction_name(&word.text) {

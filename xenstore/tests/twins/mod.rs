@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use crate::machine::Machine;
 use crate::message::Message;
-use crate::{Attack, GUESTS, Request, Step, TOOLSTACK, attack, encode, run, step, transactions};
+use crate::{
+    Attack, GUESTS, Request, Step, TOOLSTACK, attack, encode, encoded, pieces, run, step,
+    transactions,
+};
 use proptest::prelude::*;
 use xenstore::state::{Format, HostLink, Records};
 use xenstore::{ConnId, DomId, FlatMap, Quota, Server, Settings, Storage, Tree};
@@ -141,14 +144,7 @@ impl<S: Storage> Twins<S> {
 
     fn send(&mut self, who: u16, kind: u32, tx_id: u32, payload: Vec<u8>) {
         self.requests += 1;
-        let req_id = self.requests;
-        let message = Message {
-            kind,
-            req_id,
-            tx_id,
-            payload,
-        };
-        let bytes = message.encode();
+        let bytes = encoded(kind, self.requests, tx_id, &payload);
         self.both(|machine| {
             machine.send(who, &bytes);
         });
@@ -222,15 +218,8 @@ impl<S: Storage> Twins<S> {
             }),
             Attack::Request(domid, kind, tx_id, payload, chunk) => {
                 self.requests += 1;
-                let message = Message {
-                    kind: *kind,
-                    req_id: self.requests,
-                    tx_id: *tx_id,
-                    payload: payload.clone(),
-                };
-                let bytes = message.encode();
-                let chunk = (*chunk).max(bytes.len() / 20);
-                for piece in bytes.chunks(chunk) {
+                let bytes = encoded(*kind, self.requests, *tx_id, payload);
+                for piece in pieces(&bytes, *chunk) {
                     self.both(|machine| {
                         machine.send(*domid, piece);
                         machine.pump();

@@ -12,25 +12,6 @@ use xenstore::{
 pub(crate) const DOMAINS: usize = 3;
 /// What each turn of the store may cost: little, so that it is interrupted.
 const BUDGET: u32 = 9;
-/// The names of errors that clients know (xs_wire.h).
-const ERRORS: [&str; 16] = [
-    "EINVAL",
-    "EACCES",
-    "EEXIST",
-    "EISDIR",
-    "ENOENT",
-    "ENOMEM",
-    "ENOSPC",
-    "EIO",
-    "ENOTEMPTY",
-    "ENOSYS",
-    "EROFS",
-    "EBUSY",
-    "EAGAIN",
-    "EISCONN",
-    "E2BIG",
-    "EPERM",
-];
 
 /// A store and its clients.
 pub(crate) struct World<S: Storage> {
@@ -315,7 +296,7 @@ fn judge(header: &Header, payload: &[u8], awaited: &mut VecDeque<Header>) {
     if header.kind == Kind::Error.number() {
         let name = payload.strip_suffix(&[0]).expect("a NUL");
         assert!(
-            ERRORS.iter().any(|error| error.as_bytes() == name),
+            model::ERRORS.iter().any(|error| error.as_bytes() == name),
             "{payload:?}"
         );
     } else {
