@@ -12,12 +12,14 @@ mod message;
 
 use machine::Machine;
 use message::{ERROR, Message, kind};
-use xenstore::{DomId, Settings, Tree};
+use xenstore::{DomId, Instant, Settings, Tree};
 
 const TOOLSTACK: u16 = 0;
 const GUEST: u16 = 1;
 /// Far more events than may wait for a guest.
 const CHANGES: usize = 3000;
+/// Far more requests than replies may wait for anyone.
+const REQUESTS: usize = 3000;
 
 fn machine() -> Machine<Tree> {
     let mut machine = Machine::new(Settings::new(DomId::new(TOOLSTACK), DomId::new(31)));
@@ -72,6 +74,38 @@ fn watches_whose_events_had_no_room_are_told_once_more_when_the_client_reads() {
     last.sort();
     assert_eq!(last, ["/t\0first\0", "/t\0second\0"]);
     assert!(machine.messages(GUEST).is_empty());
+}
+
+#[test]
+fn a_request_that_waited_for_room_for_its_reply_runs_when_the_client_reads() {
+    let mut machine = machine();
+    let server = &mut machine.server;
+    let conn = server.open_socket();
+    let request = Message {
+        kind: kind("READ").unwrap(),
+        req_id: 1,
+        tx_id: 0,
+        payload: b"/nope\0".to_vec(),
+    };
+    let request = request.encode();
+    let mut sent = 0;
+    // The last one is taken and has to wait.
+    while server.takes_bytes(conn) {
+        assert_eq!(server.handle_bytes(conn, &request).unwrap(), request.len());
+        server.run(Instant(0), 10);
+        sent += 1;
+        assert!(sent <= REQUESTS);
+    }
+    let mut read = Vec::new();
+    for _ in 0..2 {
+        while !server.poll_output(conn).is_empty() {
+            read.extend_from_slice(server.poll_output(conn));
+            server.consume_output(conn, server.poll_output(conn).len());
+        }
+        server.run(Instant(0), 10);
+    }
+    let replies = std::iter::from_fn(|| Message::take_from(&mut read).unwrap());
+    assert_eq!(replies.count(), sent);
 }
 
 #[test]
