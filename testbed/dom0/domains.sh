@@ -72,3 +72,17 @@ mapped_pages() {
     xl dmesg >"$results/grants"
     sed -n 's/^(XEN) //p' "$results/grants" | awk -v store="$(recall store)" '$1 ~ /^\[/ && $2 == store { n++ } END { print n + 0 }'
 }
+
+# first_count: what there is when a first guest, which the scenario calls "first", has come and gone: it makes directories that stay.
+first_count() {
+    xl destroy first
+    nothing_left first
+    stock >"$results/before"
+    echo "note: $(paste -s -d, "$results/before" | sed 's/,/, /g')"
+}
+
+# same_count: whether there is as much now.
+same_count() {
+    stock >"$results/after"
+    diff "$results/before" "$results/after"
+}

@@ -19,7 +19,7 @@ main() {
     report "up"
     step 40 "init-xenstore-domain starts the store's domain" start_store || finish
     step 20 "xen-init-dom0 and xenconsoled start" start_services || finish
-    step 60 "a first guest comes and goes; what there is then is counted" first_count || finish
+    step 60 "a first guest comes and goes; what there is then is counted" first_guest || finish
 
     step 60 "two Linux guests" create_linux || finish
     step 120 "tiny guests until memory is full" fill_with_tiny || finish
@@ -44,19 +44,10 @@ main() {
     finish
 }
 
-# The first guest makes directories that stay.
-first_count() {
+first_guest() {
     xenstore-write /testbed/key 0
     linux first
-    xl destroy first
-    nothing_left first
-    stock >"$results/before"
-    echo "note: $(paste -s -d, "$results/before" | sed 's/,/, /g')"
-}
-
-same_count() {
-    stock >"$results/after"
-    diff "$results/before" "$results/after"
+    first_count
 }
 
 linux() {
