@@ -25,6 +25,8 @@ pub fn run(boot: BootInfo) -> ! {
     let server = Server::new(Settings {
         quotas: config.quotas.clone(),
         event_timeout: config.event_timeout,
+        policies: config.policies.clone(),
+        layers: config.layers.clone(),
         ..Settings::new(privileged, config.store.unwrap_or(machine.own_domain()))
     });
     let mut dispatcher = Dispatcher::start(machine, server, privileged, &config)
