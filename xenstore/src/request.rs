@@ -78,10 +78,6 @@ impl<S: Storage> Server<S> {
             }
             .execute(kind, payload),
         });
-        if self.policies.more().is_some() {
-            self.tell_passed();
-        }
-        let answer = answer?;
         if !self.effects.is_empty() {
             let mut effects = mem::take(&mut self.effects);
             self.commit(&mut effects);
@@ -89,7 +85,10 @@ impl<S: Storage> Server<S> {
             effects.clear();
             self.effects = effects;
         }
-        Ok(answer)
+        if self.policies.more().is_some() {
+            self.tell_passed(!matches!(answer, Err(Refusal::Wait(_))));
+        }
+        answer
     }
 
     /// Does `work` with what a connection's requests run with.
@@ -178,6 +177,10 @@ impl<S: Storage> Server<S> {
                 Ok(Effects::default())
             }
         });
+        if self.policies.more().is_some() {
+            // What was allowed when it ran again was noted when it ran first.
+            self.tell_passed(false);
+        }
         self.spare_log = spare.or(self.spare_log.take());
         self.work = self.work.saturating_add(work);
         let mut effects = ended.inspect_err(|refusal| {

@@ -27,6 +27,7 @@ use crate::server::{Action, Question, Server};
 use crate::storage::{Node, Storage};
 use crate::time::Instant;
 use crate::transaction::Transaction;
+use crate::turns::Entry as Turn;
 use crate::wire::{Errno, HEADER_SIZE, Header, Kind};
 
 /// Most bytes of input that a connection's record has place for.
@@ -517,7 +518,7 @@ impl<S: Storage> Export<'_, S> {
                 is_listed: change.is_listed,
             });
         }
-        for entry in server.turns.waiting() {
+        for entry in turns(server) {
             self.own(&Own::Turn {
                 connection: entry.conn.number,
                 ends: entry.ends.0,
@@ -604,6 +605,20 @@ fn order<S: Storage>(server: &Server<S>) -> Vec<(ConnId, &Connection<S>)> {
         order.extend(chain.into_iter().rev());
     }
     order
+}
+
+/// Who waits for a turn, in order. A request that a layer lets wait is one that nobody has looked at: in the next instance it has its turn.
+fn turns<S: Storage>(server: &Server<S>) -> Vec<Turn> {
+    let is_parked = |connection: &Connection<S>| connection.held.is_some_and(|hold| hold.is_parked);
+    let parked = server.connections.iter_with_ids();
+    let parked = parked.filter(|(_, connection)| is_parked(connection));
+    let parked = parked.map(|(conn, connection)| {
+        let cost = connection.foreseen_cost();
+        server.turns.entry(conn, connection.served, cost)
+    });
+    let mut turns: Vec<Turn> = server.turns.waiting().copied().chain(parked).collect();
+    turns.sort_unstable();
+    turns
 }
 
 /// What the host has not done yet, or has not told of: those it knows of already first.
