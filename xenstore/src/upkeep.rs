@@ -97,6 +97,7 @@ impl<S: Storage> Server<S> {
     /// Drops all that a connection has open; it can go on from nothing.
     pub(crate) fn clear(&mut self, conn: ConnId) {
         self.watches.remove_all(conn);
+        self.end_update_of(conn);
         let Some(connection) = self.connections.get_mut(conn) else {
             return;
         };
