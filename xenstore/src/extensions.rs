@@ -390,13 +390,8 @@ impl<S: Storage> Server<S> {
         }
     }
 
-    /// Lets the layers hear of an INTRODUCE that was answered.
-    pub(crate) fn complete_introduce(
-        &mut self,
-        conn: ConnId,
-        header: Header,
-        error: Option<Errno>,
-    ) {
+    /// Lets the layers hear of a request that was answered late: an INTRODUCE or a live update.
+    pub(crate) fn complete_late(&mut self, conn: ConnId, header: Header, error: Option<Errno>) {
         if !self.layers.is_empty()
             && let Some(call) = self.call(conn, header, &[])
         {

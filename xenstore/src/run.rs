@@ -132,6 +132,10 @@ impl<S: Storage> Server<S> {
         let answer = match self.answer(conn, &request) {
             Ok(answer) => Ok(answer),
             Err(Refusal::Errno(errno)) => Err(errno),
+            Err(Refusal::Later) => {
+                self.await_update(conn, request);
+                return u32::try_from(cost).unwrap_or(u32::MAX);
+            }
             Err(Refusal::Wait(need)) => {
                 self.cause = None;
                 if let Need::Connect { domid, .. } = need {

@@ -60,8 +60,14 @@ impl<S: Storage> Server<S> {
         if export.is_own {
             export.transactions();
             export.queues();
+            export.update();
         }
         export.end();
+        self.left_out(format)
+    }
+
+    /// What a format has no place for.
+    pub(crate) fn left_out(&self, format: Format) -> Vec<LeftOut> {
         losses(self, format)
     }
 }
@@ -171,7 +177,10 @@ impl<S: Storage> Export<'_, S> {
                 let facts = Bytes(&link.facts);
                 self.own(&Own::HostLink { conn: id, facts });
             }
-            let output = unsent(connection);
+            let mut output = unsent(connection);
+            if !self.is_own {
+                output.bytes.extend(self.server.update_reply(conn));
+            }
             let input = input(self.server, self.is_own, connection);
             let unique = ring.and_then(|domain| domain.unique);
             let unique = unique.and_then(|unique| u64::try_from(unique.0).ok());
@@ -568,6 +577,17 @@ impl<S: Storage> Export<'_, S> {
                 domid,
                 connection,
                 port,
+            });
+        }
+    }
+
+    /// Who waits for this update.
+    fn update(&mut self) {
+        if let Some(unanswered) = &self.server.live_update.unanswered {
+            let connection = unanswered.conn.number;
+            self.own(&Own::Update {
+                connection,
+                header: Bytes(&unanswered.header.encode()),
             });
         }
     }
