@@ -33,6 +33,7 @@ mod counter_nodes;
 mod counters;
 #[cfg(test)]
 mod coverage;
+mod crash;
 mod database;
 mod domain;
 mod effects;
@@ -66,6 +67,7 @@ pub mod wire;
 
 pub use connection::ProtocolFault;
 pub use counters::Counter;
+pub use crash::{Blamed, Crash};
 pub use features::Features;
 pub use ids::{ConnId, DomId, EvtchnPort, GrantRef, Identity, ReqId, Ticket, UniqueId};
 pub use journal::{Entry, Noted};

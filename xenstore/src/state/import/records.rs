@@ -4,6 +4,7 @@ use super::super::Damage;
 use super::super::own::Own;
 use crate::conflict::{CHANGES_MAX, GuestChange, Hold};
 use crate::connection::Connection;
+use crate::crash::{Blamed, Crash};
 use crate::ids::{DomId, EvtchnPort, Generation, Ticket};
 use crate::live_update::Unanswered;
 use crate::memory::Supply;
@@ -85,6 +86,7 @@ impl<'s, S: Storage> Import<'s, S> {
             Own::GuestChange { .. } | Own::Turn { .. } | Own::Ready { .. } => self.queue(own),
             Own::Question { .. } | Own::Wish { .. } => self.wish(own),
             Own::Update { connection, header } => self.update(*connection, header.0),
+            Own::Crash { .. } => self.crash(own),
         }
     }
 
@@ -107,6 +109,7 @@ impl<'s, S: Storage> Import<'s, S> {
             traces,
             is_noted,
             is_release_untold,
+            crashes,
             ..
         } = own
         else {
@@ -128,6 +131,7 @@ impl<'s, S: Storage> Import<'s, S> {
         server.left.next_look = self.clock.moved(next_look);
         server.traces = traces;
         server.is_release_untold = is_release_untold;
+        server.crashes = crashes;
         server.supply = match supply {
             0 => Supply::Plenty,
             1 => Supply::Scarce,
@@ -154,6 +158,7 @@ impl<'s, S: Storage> Import<'s, S> {
             lost,
             outstanding,
             begun,
+            crashes,
             ..
         } = own
         else {
@@ -173,6 +178,7 @@ impl<'s, S: Storage> Import<'s, S> {
             lost,
             outstanding,
             begun: begun.0,
+            crashes,
         });
         Ok(())
     }
@@ -274,6 +280,35 @@ impl<'s, S: Storage> Import<'s, S> {
         }
         let unanswered = &mut self.server.live_update.unanswered;
         match unanswered.replace(Unanswered { conn, header }) {
+            Some(_) => Err(Damage::Duplicate),
+            None => Ok(()),
+        }
+    }
+
+    /// The server that wrote this had crashed.
+    fn crash(&mut self, own: &Own<'s>) -> Result<(), Damage> {
+        let &Own::Crash {
+            connection,
+            domid,
+            header,
+            is_answered,
+            is_kept,
+        } = own
+        else {
+            return Ok(());
+        };
+        let header = match header.0 {
+            [] => None,
+            bytes => Some(Header::decode(*bytes.first_chunk().ok_or(Damage::Field)?)),
+        };
+        let blamed = connection.map(|number| Blamed {
+            conn: self.numbered(number),
+            domid,
+            request: header.map(|header| header.kind),
+            is_kept,
+        });
+        let unanswered = header.filter(|_| !is_answered);
+        match self.crash.replace((Crash { blamed }, unanswered)) {
             Some(_) => Err(Damage::Duplicate),
             None => Ok(()),
         }
