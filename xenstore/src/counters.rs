@@ -49,6 +49,10 @@ const REQUESTS: usize = Kind::ALL.len() + 1;
 const ERRORS: usize = Errno::ALL.len();
 const SPELLS: usize = REASONS + COUNT;
 
+/// Bytes that the counters of a domain have in a state stream, at most.
+pub(crate) const STREAM_MOST: u64 =
+    (REQUESTS + ERRORS + REASONS + COUNT) as u64 * 72 + REASONS as u64 * 72;
+
 struct Row {
     counter: Counter,
     name: &'static str,

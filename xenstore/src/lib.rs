@@ -56,6 +56,7 @@ mod spell;
 pub mod state;
 mod storage;
 mod store;
+mod stream_size;
 mod time;
 mod touched;
 mod trace;

@@ -24,6 +24,21 @@ pub(crate) const RELEASE_DOMAIN: &str = "@releaseDomain";
 pub(crate) struct Store<S: Storage> {
     pub(crate) nodes: S,
     pub(crate) generation: Generation,
+    pub(crate) sums: Sums,
+}
+
+/// All nodes, and what they cost their owners together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sums {
+    pub(crate) nodes: u64,
+    pub(crate) bytes: u64,
+}
+
+impl Sums {
+    pub(crate) fn add(&mut self, charge: Charge) {
+        self.nodes = self.nodes.saturating_add_signed(charge.nodes);
+        self.bytes = self.bytes.saturating_add_signed(charge.bytes);
+    }
 }
 
 impl<S: Storage> Store<S> {
@@ -47,6 +62,7 @@ impl<S: Storage> Store<S> {
         Self {
             nodes,
             generation: Generation(0),
+            sums: Sums::default(),
         }
     }
 
@@ -70,6 +86,9 @@ impl<S: Storage> Server<S> {
     /// Takes the effects of a change that the store's nodes have: the ledger first, then the watchers.
     pub(crate) fn commit(&mut self, effects: &mut Effects<S>) {
         self.work = self.work.saturating_add(effects.cost());
+        for (_, charge) in effects.charges() {
+            self.store.sums.add(charge);
+        }
         let exact = post(&mut self.domains, &mut self.peaks, effects);
         if !exact {
             log::error!("accounts were wrong and are counted again");
@@ -81,6 +100,10 @@ impl<S: Storage> Server<S> {
     /// Sets every account to what a walk over the tree finds.
     fn recount(&mut self) {
         let found = count(&self.store.nodes);
+        self.store.sums = Sums::default();
+        for charge in found.values() {
+            self.store.sums.add(*charge);
+        }
         for domain in self.domains.iter_mut() {
             let charge = found.get(&domain.incarnation).copied().unwrap_or_default();
             domain.usage.nodes = charge.nodes.unsigned_abs();

@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 
-use xenstore::state::{Format, HostLink, Restored};
+use xenstore::state::{Format, HostLink, Restored, Sink};
 use xenstore::wire::{HEADER_SIZE, Header, Kind};
 use xenstore::{
     Blamed, ConnId, Crash, DomId, Identity, Instant, ReqId, Server, Settings, Tree, UniqueId,
@@ -274,4 +274,44 @@ fn a_report_is_two_nodes_and_counts_on() {
         let restored = Server::import(&stream, settings(), Instant(0)).unwrap();
         scene.server = restored.server;
     }
+}
+
+/// A sink that has room for so many bytes.
+struct Small(Vec<u8>, u64);
+
+impl Sink for Small {
+    fn put(&mut self, bytes: &[u8]) {
+        self.0.put(bytes);
+    }
+
+    fn room(&self) -> u64 {
+        self.1
+    }
+}
+
+#[test]
+fn where_there_is_no_room_for_transactions_they_cannot_be_merged() {
+    let _one = ONE_AT_A_TIME
+        .lock()
+        .unwrap_or_else(|lock| lock.into_inner());
+    let mut scene = Scene::new();
+    let toolstack = scene.toolstack;
+    scene.ask(toolstack, Kind::TransactionStart, 0, b"\0");
+    let payload = [b"/a\0", &[b'x'; 3000][..]].concat();
+    scene.ask(toolstack, Kind::Write, 1, &payload);
+    let write = |room| {
+        let mut small = Small(Vec::new(), room);
+        let server = &scene.server;
+        server.export_after_crash(Instant(0), &NOBODY, None, &mut small);
+        small.0
+    };
+    let whole = write(u64::MAX);
+    let size = u64::try_from(whole.len()).unwrap();
+    assert_eq!(write(size), whole);
+    let left = write(size - 1);
+    assert!(left.len() < whole.len() - 6000);
+    let restored = Server::import(&left, settings(), Instant(0)).unwrap();
+    scene.server = restored.server;
+    let end = scene.ask(toolstack, Kind::TransactionEnd, 1, b"T\0");
+    assert_eq!(end, "EAGAIN\0");
 }

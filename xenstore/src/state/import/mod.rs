@@ -36,6 +36,7 @@ use crate::wire::Header;
 
 use connections::Client;
 use messages::Unsent;
+use nodes::Mark;
 use outline::{Known, Outline};
 
 /// Transactions of connections of which we are not told where they were counting begin with the number behind this, so that a request in one
@@ -60,10 +61,11 @@ impl<S: Storage> Server<S> {
         let outline = Outline::of(stream)?;
         let mut import = Import::new(settings, now, &outline);
         let mut last = None;
-        for record in Records::new(stream)? {
+        let mut records = Records::new(stream)?;
+        while let Some(record) = records.advance() {
             let record = record?;
             let at = |why| damaged(&record, why);
-            import.record(&record).map_err(at)?;
+            import.record(&record, &records.path).map_err(at)?;
             last = Some(record);
         }
         let finished = import.finish();
@@ -132,8 +134,6 @@ struct Next<'s> {
     host: Option<&'s [u8]>,
     /// Number and depth of a watch.
     watch: Option<(u64, Option<u32>)>,
-    /// Generation of a node, and the entries of its permissions that mean domains that are no more.
-    node: Option<(u64, &'s [u8])>,
 }
 
 /// How moments in the stream become moments now.
@@ -238,7 +238,8 @@ impl<'s, S: Storage> Import<'s, S> {
         }
     }
 
-    fn record(&mut self, record: &Record<'s>) -> Result<(), Damage> {
+    /// Takes a record; `path` is the whole path of one that has only how it differs.
+    fn record(&mut self, record: &Record<'s>, path: &str) -> Result<(), Damage> {
         match &record.content {
             Content::End => Ok(()),
             Content::Global(global) => {
@@ -250,7 +251,9 @@ impl<'s, S: Storage> Import<'s, S> {
             Content::Connection(connection) => self.connection(connection),
             Content::Watch(watch) => self.watch(watch),
             Content::Transaction(open) => self.opaque(open),
-            Content::Node(node) if node.conn == 0 => self.node(node),
+            Content::Node(node) if node.conn == 0 => {
+                self.node(node.path, node.permissions, node.value, Mark::default())
+            }
             Content::Node(node) => self.pending(node),
             Content::Quotas(quotas) => {
                 self.quotas(quotas);
@@ -260,7 +263,7 @@ impl<'s, S: Storage> Import<'s, S> {
                 self.domain(domain);
                 Ok(())
             }
-            Content::Own(own) => self.own(own),
+            Content::Own(own) => self.own(own, path),
             Content::Unknown => {
                 if self.skipped.len() < SKIPPED_MAX || self.skipped.contains_key(&record.kind) {
                     let count = self.skipped.entry(record.kind).or_default();
