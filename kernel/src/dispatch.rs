@@ -302,7 +302,7 @@ impl<X: Xen> Dispatcher<X> {
     /// Tells the store what memory is left. While that is the reserve alone, guests wait; they all get a look when it is over.
     fn weigh_memory(&mut self, now: Instant) {
         let MemoryLeft { free, total } = self.xen.memory();
-        self.server.handle_memory(now, free, total);
+        self.server.handle_memory(now, free, total, u64::MAX);
         let short = self.server.is_at_reserve();
         if core::mem::replace(&mut self.short, short) && !short {
             let waiting: Vec<DomId> = self.links.domids().collect();
