@@ -17,7 +17,7 @@ use crate::acl::{Acl, Incarnation};
 use crate::ids::Generation;
 use crate::path::{Components, PathRef};
 
-pub(crate) use children::{Children, digest, digest_bytes, listed_size};
+pub(crate) use children::{Children, digest, digest_bytes, listed_size, mix as mix_word};
 pub use flat::FlatMap;
 pub(crate) use index::{Digested, Index};
 pub use tree::Tree;
