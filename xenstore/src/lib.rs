@@ -5,8 +5,9 @@
 //! ```text
 //! Server::handle_bytes   connection.rs   bytes become one request; more than 4096 of them stop the connection
 //! Server::run            run.rs          one request of each connection in turn, if its reply can be stored
+//!   hold_back            extensions.rs   layers, if there are any: pass, answer, refuse, or later
 //!   answer               request.rs      type, privilege, transaction; then the request itself
-//!   execute              database.rs     paths, permissions, quotas are judged; nothing has changed so far
+//!   execute              database.rs     policies, paths, permissions, quotas judge; nothing has changed so far
 //!   Editor               effects.rs      the tree changes, the effects are noted
 //!   commit               store.rs        the one commit point: accounts, then watchers
 //!   tell                 events.rs       changes × watch index × permissions → events in queues
