@@ -147,8 +147,13 @@ impl<S: Storage> Server<S> {
     /// Corrects how far requests have come, lets those go on that wait, and keeps the list.
     fn layers_changed(&mut self, correct: impl Fn(&mut Gates)) {
         for connection in self.connections.iter_mut() {
-            correct(&mut connection.gates);
-            connection.gates.is_resumed = false;
+            let gates = &mut connection.gates;
+            correct(gates);
+            gates.is_resumed = false;
+            if self.layers.is_empty() {
+                // Nobody hears of its end, so that this would be taken for the next request's.
+                *gates = Gates::default();
+            }
         }
         let parked = |(_, conn): &(Instant, ConnId)| {
             let connection = self.connections.get(*conn)?;

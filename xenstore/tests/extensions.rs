@@ -50,6 +50,21 @@ impl Machine<Tree> {
         assert!(self.send(who, &message.encode()));
     }
 
+    /// Lets the store run a request, and nobody else do anything.
+    fn hand(&mut self, who: u16, what: &str, payload: &str) {
+        let message = Message {
+            kind: kind(what).unwrap(),
+            req_id: 1,
+            tx_id: 0,
+            payload: payload.as_bytes().to_vec(),
+        };
+        let conn = self.links.get(&who).unwrap().conn;
+        let bytes = message.encode();
+        let taken = self.server.handle_bytes(conn, &bytes);
+        assert_eq!(taken, Ok(bytes.len()));
+        self.server.run(self.now, 100);
+    }
+
     fn replies(&mut self, who: u16) -> Vec<String> {
         let mut bytes = self.receive(who);
         let messages = std::iter::from_fn(|| Message::take_from(&mut bytes).unwrap());
@@ -225,6 +240,26 @@ fn what_waits_is_taken_up_where_it_was_left_and_nothing_is_left_of_one_that_died
         "inner end of 1",
     ];
     assert_eq!(*lines.borrow(), all);
+}
+
+/// A request waits for the host when the last layer goes; the next one is asked by the layers that come.
+#[test]
+fn no_request_is_taken_for_one_that_was_asked_before() {
+    let mut machine = machine(settings());
+    let layers = |list: &str| format!("layer\0set\0{list}\0");
+    assert_eq!(machine.ask(TOOLSTACK, "CONTROL", &layers("stats")), "OK");
+    assert_eq!(machine.ask(TOOLSTACK, "MKDIR", "/t\0"), "OK");
+    assert_eq!(machine.ask(TOOLSTACK, "SET_PERMS", "/t\0b0\0"), "OK");
+    assert_eq!(machine.ask(GUEST, "WRITE", "/t/a\0x"), "OK");
+    machine.hand(GUEST, "SET_PERMS", "/t/a\0n1\0r7\0");
+    let conn = machine.links.get(&GUEST).unwrap().conn;
+    assert!(!machine.server.takes_bytes(conn), "it waits for the host");
+    machine.hand(TOOLSTACK, "CONTROL", "layer\0set\0");
+    assert_eq!(machine.replies(GUEST), ["OK"]);
+    assert_eq!(machine.replies(TOOLSTACK), ["OK"]);
+    let fails = layers("error:EIO@100%");
+    assert_eq!(machine.ask(TOOLSTACK, "CONTROL", &fails), "OK");
+    assert_eq!(machine.ask(GUEST, "READ", "/t/a\0"), "EIO");
 }
 
 #[test]
