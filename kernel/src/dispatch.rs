@@ -14,19 +14,24 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use log::{error, info, warn};
+use xenstore::state::{Format, Host, HostLink, Restored, RestoredLink};
 use xenstore::{
     Action, Budget, ConnId, Counter, DomId, DomainEvent, Errno, EvtchnPort, Features, GrantRef,
-    Identity, Instant, Outcome, Progress, ProtocolFault, Server, Spell, UniqueId,
+    Identity, Instant, Outcome, Progress, ProtocolFault, Server, Spell, Tree, UniqueId, UpdatePlan,
     wire::PAYLOAD_MAX,
 };
 
 use crate::config::Config;
 use crate::credit::{Lazy, Look, bonus};
 use crate::domains::DomainPoll;
+use crate::hypervisor::page_table;
 use crate::link::{Link, Links};
 use crate::ring::{ErrorWord, RING_BYTES, Ring, RingFault};
 use crate::sweep::Sweep;
-use crate::xen::{LocalPort, MemoryLeft, Page, PendingPorts, Xen, XenError};
+use crate::update::Room;
+use crate::xen::{
+    Events, Grants, LocalPort, MemoryLeft, Page, PageFacts, PendingPorts, Xen, XenError,
+};
 
 /// Rounds before the events owed are sent, even if there is more to do.
 const ROUNDS_A_TURN: u32 = 8;
@@ -58,6 +63,7 @@ pub struct Dispatcher<X: Xen> {
     short: bool,
     pending: PendingPorts,
     leaks: Spell,
+    last_now: Instant,
 }
 
 impl<X: Xen> Dispatcher<X> {
@@ -73,7 +79,56 @@ impl<X: Xen> Dispatcher<X> {
     ) -> Result<Self, StartError> {
         let mut domains = DomainPoll::start(&mut xen);
         let existing = domains.existing(&mut xen);
-        let mut dispatcher = Self {
+        let mut dispatcher = Self::new(xen, server, privileged, config, domains);
+        dispatcher.open(privileged, config.event)?;
+        for domid in existing {
+            if domid != privileged {
+                dispatcher.adopt(domid);
+            }
+        }
+        Ok(dispatcher)
+    }
+
+    /// Goes on where another instance stopped: `restored` is its store, and `pages` its mapped rings. A ring that cannot be found again is
+    /// stopped, so that its domain may be introduced anew and its death is told.
+    pub fn go_on(
+        mut xen: X,
+        restored: Restored<Tree>,
+        privileged: DomId,
+        config: &Config,
+        pages: &[(DomId, PageFacts)],
+    ) -> Self {
+        let domains = DomainPoll::start_anew(&mut xen);
+        let mut dispatcher = Self::new(xen, restored.server, privileged, config, domains);
+        let mut pages: BTreeMap<DomId, PageFacts> = pages.iter().copied().collect();
+        for link in restored.links {
+            let Some(domid) = link.domid else {
+                dispatcher.server.close_socket(link.conn);
+                continue;
+            };
+            let facts = pages.remove(&domid);
+            if let Err(error) = dispatcher.take_back(domid, &link, facts) {
+                warn!("domain {domid}: its ring is not found again: {error}");
+                dispatcher.server.stop(link.conn);
+            }
+        }
+        for (domid, facts) in pages {
+            if let Ok(page) = Grants::adopt(&mut dispatcher.xen, facts) {
+                dispatcher.unmap(domid, Ring::new(page));
+            }
+        }
+        dispatcher.confirm(restored.unconfirmed);
+        dispatcher
+    }
+
+    fn new(
+        mut xen: X,
+        server: Server,
+        privileged: DomId,
+        config: &Config,
+        domains: DomainPoll,
+    ) -> Self {
+        Self {
             links: Links::new(privileged),
             ring_scan: Sweep::new(config.ring_scan, xen.now()),
             lazy: Lazy::new(config.ring_scan.unwrap_or_default()),
@@ -82,18 +137,53 @@ impl<X: Xen> Dispatcher<X> {
             short: false,
             pending: PendingPorts::default(),
             leaks: Spell::default(),
+            last_now: Instant::default(),
             xen,
             server,
             domains,
             ended: BTreeMap::new(),
-        };
-        dispatcher.open(privileged, config.event)?;
-        for domid in existing {
-            if domid != privileged {
-                dispatcher.adopt(domid);
-            }
         }
-        Ok(dispatcher)
+    }
+
+    /// Writes the state into `room`, with the table of mapped pages behind it: the stream's size and how many pages there are. None if there is
+    /// not enough room.
+    #[must_use]
+    pub fn hand_over(
+        &self,
+        format: Format,
+        now: Instant,
+        room: &mut [u8],
+    ) -> Option<(usize, usize)> {
+        let mut room = Room::new(room);
+        self.server
+            .export(format, now, &Ports(&self.links), &mut room);
+        let (stream, rest) = room.finish()?;
+        let pages = self
+            .links
+            .iter()
+            .map(|link| (link.identity.domid, self.xen.describe(link.ring.page())));
+        Some((stream, page_table(pages, rest)?))
+    }
+
+    /// Keeps all events back: the domain is about to be started again.
+    pub fn pause(&mut self) {
+        self.xen.pause();
+    }
+
+    /// System time.
+    pub fn now(&mut self) -> Instant {
+        self.xen.now()
+    }
+
+    /// System time when the last round began.
+    #[must_use]
+    pub const fn last_now(&self) -> Instant {
+        self.last_now
+    }
+
+    /// The update that is to be made now, once.
+    pub fn poll_update(&mut self) -> Option<UpdatePlan> {
+        self.server.poll_update(&Ports(&self.links))
     }
 
     /// Serves until nothing is left to do or the turn is over; in the second case there should be another turn at once.
@@ -167,6 +257,7 @@ impl<X: Xen> Dispatcher<X> {
 
     fn round(&mut self, other: &mut dyn FnMut(ConnId)) -> Progress {
         let now = self.xen.now();
+        self.last_now = now;
         self.tick(now);
         self.collect();
         for (domid, look) in self.links.take_round(LINKS_A_ROUND, UNASKED_A_ROUND) {
@@ -249,6 +340,20 @@ impl<X: Xen> Dispatcher<X> {
                 Some(domid) => self.links.signal(domid),
                 None => self.domains.hint(port),
             }
+        }
+    }
+}
+
+/// What a stream has for each link.
+struct Ports<'a, P>(&'a Links<P>);
+
+impl<P: Page> Host for Ports<'_, P> {
+    fn link(&self, conn: ConnId) -> HostLink {
+        let Self(links) = self;
+        let link = links.with_conn(conn).and_then(|domid| links.get(domid));
+        HostLink {
+            port: link.map(|link| link.port.0),
+            ..HostLink::default()
         }
     }
 }
@@ -514,6 +619,52 @@ impl<X: Xen> Dispatcher<X> {
         self.take_up(identity, Ring::new(page), local);
         info!("domain {domid} connected, port {}", port.0);
         Ok(())
+    }
+
+    /// Goes on with a ring that another instance mapped, and with its port.
+    fn take_back(
+        &mut self,
+        domid: DomId,
+        link: &RestoredLink,
+        facts: Option<PageFacts>,
+    ) -> Result<(), ConnectError> {
+        let port = link.host.port.ok_or(ConnectError::Gone)?;
+        let (local, port) = (LocalPort(port), EvtchnPort(port));
+        Events::adopt(&mut self.xen, local).map_err(|error| ConnectError::Bind(port, error))?;
+        let page = match facts {
+            Some(facts) => Grants::adopt(&mut self.xen, facts),
+            None => self.xen.map(domid, GrantRef::XENSTORE),
+        };
+        let ring = Ring::new(page.map_err(ConnectError::Map)?);
+        let features = link.features.unwrap_or_else(|| {
+            let offered = ring.offered() & self.server.features(domid);
+            self.server.adopt_features(domid, offered);
+            offered
+        });
+        let identity = match link.identity {
+            Some(identity) => identity,
+            None => self.living(domid)?,
+        };
+        if domid == self.links.privileged() {
+            self.xen.prefer(local);
+        }
+        let mut taken = Link::new(identity, link.conn, local, ring, features);
+        taken.stopped = link.is_stopped;
+        self.links.insert(taken);
+        Ok(())
+    }
+
+    /// Finds out who the domains are of which the stream does not say it.
+    fn confirm(&mut self, unconfirmed: Vec<DomId>) {
+        for domid in unconfirmed {
+            let identity = self
+                .xen
+                .domain(domid)
+                .ok()
+                .flatten()
+                .map(|info| info.identity);
+            self.server.confirm(domid, identity);
+        }
     }
 
     /// Connects a domain that was there before the store, if Xen gave it a ring with a port in it (dom0less). Any other waits for
