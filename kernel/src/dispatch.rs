@@ -24,7 +24,7 @@ use xenstore::{
 use crate::config::Config;
 use crate::credit::{Lazy, Look, bonus};
 use crate::domains::DomainPoll;
-use crate::hypervisor::page_table;
+use crate::hypervisor::{PAGE_ENTRY, Rescued, page_table};
 use crate::link::{Link, Links};
 use crate::ring::{ErrorWord, RING_BYTES, Ring, RingFault};
 use crate::sweep::Sweep;
@@ -64,6 +64,8 @@ pub struct Dispatcher<X: Xen> {
     pending: PendingPorts,
     leaks: Spell,
     last_now: Instant,
+    /// Whose bytes are being moved.
+    at_work: Option<ConnId>,
 }
 
 impl<X: Xen> Dispatcher<X> {
@@ -101,13 +103,16 @@ impl<X: Xen> Dispatcher<X> {
         let domains = DomainPoll::start_anew(&mut xen);
         let mut dispatcher = Self::new(xen, restored.server, privileged, config, domains);
         let mut pages: BTreeMap<DomId, PageFacts> = pages.iter().copied().collect();
+        let blamed = restored.crash.and_then(|crash| crash.blamed);
+        let blamed = blamed.filter(|blamed| !blamed.is_kept);
         for link in restored.links {
             let Some(domid) = link.domid else {
                 dispatcher.server.close_socket(link.conn);
                 continue;
             };
             let facts = pages.remove(&domid);
-            if let Err(error) = dispatcher.take_back(domid, &link, facts) {
+            let is_blamed = blamed.is_some_and(|blamed| blamed.conn == link.conn);
+            if let Err(error) = dispatcher.take_back(domid, &link, facts, is_blamed) {
                 warn!("domain {domid}: its ring is not found again: {error}");
                 dispatcher.server.stop(link.conn);
             }
@@ -138,6 +143,7 @@ impl<X: Xen> Dispatcher<X> {
             pending: PendingPorts::default(),
             leaks: Spell::default(),
             last_now: Instant::default(),
+            at_work: None,
             xen,
             server,
             domains,
@@ -145,24 +151,38 @@ impl<X: Xen> Dispatcher<X> {
         }
     }
 
-    /// Writes the state into `room`, with the table of mapped pages behind it: the stream's size and how many pages there are. None if there is
-    /// not enough room.
+    /// Writes the state into `room`, with the table of mapped pages behind it. None if there is not enough room.
     #[must_use]
-    pub fn hand_over(
+    pub fn hand_over(&self, format: Format, now: Instant, room: &mut [u8]) -> Option<Rescued> {
+        self.write_state(room, |ports, room| {
+            self.server.export(format, now, ports, room);
+        })
+    }
+
+    /// As [`Dispatcher::hand_over`], of what a crash has left: nobody may use this any more.
+    #[must_use]
+    pub fn hand_over_after_crash(&self, room: &mut [u8]) -> Option<Rescued> {
+        self.write_state(room, |ports, room| {
+            self.server
+                .export_after_crash(self.last_now, ports, self.at_work, room);
+        })
+    }
+
+    fn write_state(
         &self,
-        format: Format,
-        now: Instant,
         room: &mut [u8],
-    ) -> Option<(usize, usize)> {
-        let mut room = Room::new(room);
-        self.server
-            .export(format, now, &Ports(&self.links), &mut room);
-        let (stream, rest) = room.finish()?;
+        export: impl FnOnce(&Ports<'_, X::Page>, &mut Room<'_>),
+    ) -> Option<Rescued> {
+        let table = self.links.count().saturating_mul(PAGE_ENTRY);
+        let mut stream = Room::new(room, table);
+        export(&Ports(&self.links), &mut stream);
+        let (stream, rest) = stream.finish()?;
         let pages = self
             .links
             .iter()
             .map(|link| (link.identity.domid, self.xen.describe(link.ring.page())));
-        Some((stream, page_table(pages, rest)?))
+        let pages = page_table(pages, rest)?;
+        Some(Rescued { stream, pages })
     }
 
     /// Keeps all events back: the domain is about to be started again.
@@ -173,12 +193,6 @@ impl<X: Xen> Dispatcher<X> {
     /// System time.
     pub fn now(&mut self) -> Instant {
         self.xen.now()
-    }
-
-    /// System time when the last round began.
-    #[must_use]
-    pub const fn last_now(&self) -> Instant {
-        self.last_now
     }
 
     /// The update that is to be made now, once.
@@ -301,8 +315,12 @@ impl<X: Xen> Dispatcher<X> {
 
     /// Tells the store what memory is left. While that is the reserve alone, guests wait; they all get a look when it is over.
     fn weigh_memory(&mut self, now: Instant) {
-        let MemoryLeft { free, total } = self.xen.memory();
-        self.server.handle_memory(now, free, total, u64::MAX);
+        let MemoryLeft {
+            free,
+            total,
+            stream_room,
+        } = self.xen.memory();
+        self.server.handle_memory(now, free, total, stream_room);
         let short = self.server.is_at_reserve();
         if core::mem::replace(&mut self.short, short) && !short {
             let waiting: Vec<DomId> = self.links.domids().collect();
@@ -366,7 +384,8 @@ impl<X: Xen> Dispatcher<X> {
         let Some(link) = self.links.get_mut(domid) else {
             return false;
         };
-        if link.offers(Features::RECONNECTION) && link.ring.reconnect_requested() {
+        let may_reset = || self.server.may_reset(link.conn);
+        if link.offers(Features::RECONNECTION) && link.ring.reconnect_requested() && may_reset() {
             self.server.reset(link.conn);
             link.ring.reset();
             link.stopped = false;
@@ -379,7 +398,10 @@ impl<X: Xen> Dispatcher<X> {
         if link.stopped {
             return false;
         }
-        match transfer(link, &mut self.server, takes) {
+        self.at_work = Some(link.conn);
+        let moved = transfer(link, &mut self.server, takes);
+        self.at_work = None;
+        match moved {
             Ok(Moved { sent: 0, taken: 0 }) => false,
             Ok(Moved { sent, taken }) => {
                 let answered =
@@ -627,6 +649,7 @@ impl<X: Xen> Dispatcher<X> {
         domid: DomId,
         link: &RestoredLink,
         facts: Option<PageFacts>,
+        is_blamed: bool,
     ) -> Result<(), ConnectError> {
         let port = link.host.port.ok_or(ConnectError::Gone)?;
         let (local, port) = (LocalPort(port), EvtchnPort(port));
@@ -650,6 +673,9 @@ impl<X: Xen> Dispatcher<X> {
         }
         let mut taken = Link::new(identity, link.conn, local, ring, features);
         taken.stopped = link.is_stopped;
+        if is_blamed && taken.offers(Features::ERROR) {
+            taken.ring.fail(ErrorWord::Protocol);
+        }
         self.links.insert(taken);
         Ok(())
     }

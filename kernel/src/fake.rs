@@ -663,6 +663,7 @@ impl Memory for FakeXen {
     fn memory(&mut self) -> MemoryLeft {
         let world = self.0.borrow();
         let percent = || MemoryLeft {
+            stream_room: u64::MAX,
             free: u64::from(100_u8.saturating_sub(world.memory_taken)) << 20,
             total: 100 << 20,
         };

@@ -374,4 +374,4 @@ impl fmt::Display for ImageError {
 }
 
 #[cfg(test)]
-mod tests {}
+mod tests;

@@ -8,7 +8,7 @@ use alloc::string::String;
 
 use log::{info, warn};
 use xenstore::state::{Format, Restored};
-use xenstore::{DomId, Progress, Server, Settings, Tree, UpdatePlan};
+use xenstore::{DomId, Instant, Progress, Server, Settings, Tree, UpdatePlan};
 
 use crate::boot_info::BootInfo;
 use crate::config::Config;
@@ -50,14 +50,16 @@ pub fn run_again(handover: Handover) -> ! {
     let settings = settings(&config, privileged, ground.own_domain());
     let mut restored = Server::import(handover.stream(), settings, ground.now())
         .unwrap_or_else(|error| crash(error));
-    if let Some(why) = cannot_accept(&restored) {
+    if handover.stage() == Stage::Trial
+        && let Some(why) = cannot_accept(&restored)
+    {
         crash(why);
     }
     let pages = handover.pages();
     handover.accept();
 
     let began = handover.began();
-    tell(&mut restored.server, &handover);
+    tell(&mut restored.server, &handover, ground.now());
     let machine = Machine::again(ground).unwrap_or_else(|error| crash(error));
     let mut dispatcher = Dispatcher::go_on(machine, restored, privileged, &config, &pages);
     let pause = dispatcher.now().since(began);
@@ -80,6 +82,8 @@ fn settings(config: &Config, privileged: DomId, own_domid: DomId) -> Settings {
     Settings {
         quotas: config.quotas.clone(),
         event_timeout: config.event_timeout,
+        #[cfg(feature = "inject")]
+        injector: Some(crate::hypervisor::inject::crash),
         ..Settings::new(privileged, config.store.unwrap_or(own_domid))
     }
 }
@@ -91,13 +95,14 @@ fn cannot_accept(restored: &Restored<Tree>) -> Option<String> {
 }
 
 /// Tells the store what became of the start before.
-fn tell(server: &mut Server, handover: &Handover) {
+fn tell(server: &mut Server, handover: &Handover, now: Instant) {
     match handover.stage() {
         Stage::Running | Stage::Trial => server.update_done(),
         Stage::CameBack => server.update_failed(&handover.reason()),
         Stage::Crashed => {
             let reason = handover.reason();
             warn!("restarted after crash {}: {reason}", handover.crashes());
+            server.report_crash(now, &reason);
             server.update_failed("The instance crashed and was restarted.");
         }
     }
@@ -108,6 +113,8 @@ fn serve(mut dispatcher: Dispatcher<Machine>) -> ! {
     let dispatcher = guard(Box::leak(Box::new(dispatcher)));
     loop {
         while dispatcher.turn() == Progress::More {}
+        #[cfg(feature = "inject")]
+        crate::hypervisor::inject::in_loop();
         if let Some(plan) = dispatcher.poll_update() {
             let Err(why) = hand_over(dispatcher, &plan);
             dispatcher.server_mut().update_failed(&why);
@@ -129,22 +136,30 @@ fn hand_over(
         .load(successor.image())
         .map_err(|error| format!("{error}"))?;
     let began = dispatcher.now();
-    let (stream, pages) = dispatcher
-        .hand_over(plan.format, began, successor.stream())
-        .ok_or("Not enough memory for the state.")?;
+    let room = successor.stream();
+    let handed_over = dispatcher.hand_over(plan.format, began, room);
+    let handed_over = handed_over.ok_or(NO_ROOM)?;
+    // Only our own format says that the requester is still to be answered, and what.
+    let way_back = match plan.format {
+        Format::Own => None,
+        Format::V1 | Format::V2 => {
+            let rest = room.get_mut(handed_over.size()..).unwrap_or_default();
+            Some(
+                dispatcher
+                    .hand_over(Format::Own, began, rest)
+                    .ok_or(NO_ROOM)?,
+            )
+        }
+    };
     dispatcher.pause();
-    let handed_over = Rescued { stream, pages };
-    successor.try_image(&image, plan.command_line.as_deref(), handed_over, began)
+    let command_line = plan.command_line.as_deref();
+    successor.try_image(&image, command_line, handed_over, way_back, began)
 }
+
+const NO_ROOM: &str = "Not enough memory for the state.";
 
 impl Rescue for Dispatcher<Machine> {
     fn rescue(&self, room: &mut [u8]) -> Option<Rescued> {
-        let format = if cfg!(feature = "old-stream") {
-            Format::V1
-        } else {
-            Format::Own
-        };
-        let (stream, pages) = self.hand_over(format, self.last_now(), room)?;
-        Some(Rescued { stream, pages })
+        self.hand_over_after_crash(room)
     }
 }

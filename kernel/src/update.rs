@@ -93,15 +93,17 @@ impl Updater for Staging {
 /// A place of limited size for a stream.
 pub struct Room<'a> {
     free: &'a mut [u8],
+    kept: usize,
     used: usize,
     is_full: bool,
 }
 
 impl<'a> Room<'a> {
-    /// All of `bytes`.
-    pub fn new(bytes: &'a mut [u8]) -> Self {
+    /// All of `bytes` but for `kept` at the end.
+    pub fn new(bytes: &'a mut [u8], kept: usize) -> Self {
         Self {
             free: bytes,
+            kept,
             used: 0,
             is_full: false,
         }
@@ -115,9 +117,14 @@ impl<'a> Room<'a> {
 }
 
 impl Sink for Room<'_> {
+    fn room(&self) -> u64 {
+        let free = self.free.len().saturating_sub(self.kept);
+        u64::try_from(free).unwrap_or(u64::MAX)
+    }
+
     fn put(&mut self, bytes: &[u8]) {
         let free = core::mem::take(&mut self.free);
-        if self.is_full || bytes.len() > free.len() {
+        if self.is_full || bytes.len().saturating_add(self.kept) > free.len() {
             self.is_full = true;
             return;
         }
@@ -135,14 +142,14 @@ mod tests {
     #[test]
     fn a_room_takes_what_fits_and_says_what_did_not() {
         let mut bytes = [0; 8];
-        let mut room = Room::new(&mut bytes);
+        let mut room = Room::new(&mut bytes, 3);
         room.put(b"abc");
         room.put(b"de");
         let (used, rest) = room.finish().unwrap();
         assert_eq!((used, rest.len()), (5, 3));
         assert_eq!(&bytes[..5], b"abcde");
-        let mut room = Room::new(&mut bytes);
-        room.put(b"123456789");
+        let mut room = Room::new(&mut bytes, 1);
+        room.put(b"12345678");
         room.put(b"1");
         assert!(room.finish().is_none());
     }

@@ -121,6 +121,8 @@ pub struct MemoryLeft {
     pub free: u64,
     /// All of it.
     pub total: u64,
+    /// Room for the state stream, apart from that.
+    pub stream_room: u64,
 }
 
 /// An event channel port of our own.

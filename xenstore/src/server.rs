@@ -45,6 +45,9 @@ pub struct Settings {
     pub features: Features,
     /// How long an unprivileged client may leave an event unread; zero for ever.
     pub event_timeout: Duration,
+    /// Crashes in the way that the text names, and answers whether there is such a way.
+    #[cfg(feature = "inject")]
+    pub injector: Option<fn(&[u8]) -> bool>,
     /// How long the nodes below `/tool/xenstored/counters` stay as they are at least; zero for no such nodes.
     pub counter_interval: Duration,
 }
@@ -59,6 +62,8 @@ impl Settings {
             quotas: Quotas::default(),
             features: Features::ALL,
             event_timeout: Duration::from_secs(20),
+            #[cfg(feature = "inject")]
+            injector: None,
             counter_interval: Duration::from_secs(10),
         }
     }

@@ -83,7 +83,7 @@ impl Growth {
     }
 
     fn is_due(&self, memory: MemoryLeft, now: Instant) -> bool {
-        let MemoryLeft { free, total } = memory;
+        let MemoryLeft { free, total, .. } = memory;
         self.left() > 0
             && now >= self.retry
             && free.saturating_mul(100) < total.saturating_mul(GROW_BELOW)
@@ -138,6 +138,7 @@ mod tests {
         MemoryLeft {
             free: percent,
             total: 100,
+            stream_room: u64::MAX,
         }
     }
 

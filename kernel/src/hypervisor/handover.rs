@@ -69,6 +69,8 @@ impl Stage {
 pub(super) struct Field(AtomicU64);
 
 impl Field {
+    pub(super) const ZERO: Self = Self(AtomicU64::new(0));
+
     pub(super) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -95,8 +97,13 @@ pub(super) struct Header {
     pub(super) has_control_block: Field,
     /// Bytes at the beginning of the area that are for an image.
     pub(super) slot_size: Field,
-    /// Bytes of the state stream behind them.
+    /// Bytes of the state stream behind them, and entries of the table behind that: which page is whose.
     pub(super) stream_size: Field,
+    pub(super) pages: Field,
+    /// The same for an image that comes back, and where this begins, if that needs another stream; else 0.
+    pub(super) back_at: Field,
+    pub(super) back_size: Field,
+    pub(super) back_pages: Field,
     /// Guest physical address where the window for foreign pages begins.
     pub(super) window_start: Field,
     /// Pages of `later` that Xen has given.
@@ -113,8 +120,6 @@ pub(super) struct Header {
     pub(super) image_checksum: Field,
     pub(super) ram: Ranges,
     pub(super) later: Ranges,
-    /// Entries of the table behind the state stream: which page is whose.
-    pub(super) pages: Field,
     pub(super) command_line: Text<{ COMMAND_LINE_MAX + 1 }>,
     /// That of an image that is tried.
     pub(super) next_command_line: Text<{ COMMAND_LINE_MAX + 1 }>,

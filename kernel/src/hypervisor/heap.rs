@@ -57,6 +57,14 @@ pub(super) unsafe fn extend(bytes: u64) {
     unsafe { HEAP.lock().list.extend(bytes) };
 }
 
+/// Crashes while the heap is in use.
+#[cfg(feature = "inject")]
+#[expect(clippy::panic, reason = "this is what it is for")]
+pub(super) fn panic_inside() {
+    let _held = HEAP.lock();
+    panic!("asked for, in the allocator");
+}
+
 /// After a crash: the heap is as the crash left it, and what is asked for comes from elsewhere.
 static ABANDONED: AtomicBool = AtomicBool::new(false);
 static REST: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];

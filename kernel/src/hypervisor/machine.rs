@@ -313,6 +313,7 @@ pub(super) fn memory_left() -> MemoryLeft {
     MemoryLeft {
         free: bytes(heap.total.saturating_sub(heap.reserved)),
         total: bytes(heap.total),
+        stream_room: reserve::get().map_or(u64::MAX, reserve::Reserve::stream_room),
     }
 }
 

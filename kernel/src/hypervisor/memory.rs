@@ -18,7 +18,7 @@ pub(super) const MINIMUM: u64 = 2 << 20;
 
 /// Our memory.
 pub(super) struct Memory {
-    ram: PageRanges,
+    pub(super) ram: PageRanges,
     /// What the heap may have.
     pub(super) free: PageRanges,
     /// What Xen may give later; nothing is there yet but in the first `given` pages.

@@ -195,6 +195,7 @@ pub(super) fn flags_at(tables: &OffsetPageTable<'_>, address: u64) -> Option<Pag
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hypervisor::ranges::PageRanges;
     use crate::hypervisor::window::WINDOW_START;
 
     #[derive(Clone)]
@@ -213,8 +214,20 @@ mod tests {
             text: section(0x10_2000, 3),
             sealed: section(0x10_5000, 1),
             data: section(0x10_6000, 4),
+            kept: section(0x10_9000, 1),
+            restart_entry: 0x10_2000,
             stack_guard: 0x10_7000,
             build_id: &[],
+        }
+    }
+
+    fn memory_of(free: PageRanges, later: PageRanges) -> Memory {
+        Memory {
+            ram: PageRanges::default(),
+            free,
+            later,
+            given: 0,
+            window_start: 0,
         }
     }
 
@@ -245,8 +258,8 @@ mod tests {
                 &mut window,
                 &image(),
                 &guards,
-                &free,
-                &later(),
+                None,
+                &memory_of(free, later()),
                 u64::MAX,
             )
         };
@@ -264,6 +277,7 @@ mod tests {
             assert_eq!(flags_at(tables, 0x10_5000), Some(READ));
             assert_eq!(flags_at(tables, 0x10_6000), Some(WRITE));
             assert_eq!(flags_at(tables, 0x10_8000), Some(WRITE));
+            assert_eq!(flags_at(tables, 0x10_9000), Some(READ));
             for missing in [0, 0x10_7000, 0xf_f000, 0x10_a000, WINDOW_START] {
                 assert_eq!(flags_at(tables, missing), None);
             }
@@ -297,8 +311,8 @@ mod tests {
                 &mut window,
                 &image(),
                 &[],
-                &free,
-                &later(),
+                None,
+                &memory_of(free, later()),
                 u64::MAX,
             )
         };

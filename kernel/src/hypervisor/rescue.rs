@@ -33,10 +33,27 @@ pub struct Rescued {
 }
 
 impl Rescued {
-    pub(super) fn note_in(self, header: &Header) {
+    /// Bytes of both.
+    #[must_use]
+    pub fn size(self) -> usize {
+        self.stream
+            .saturating_add(self.pages.saturating_mul(start::PAGE_ENTRY))
+    }
+
+    /// Leaves word of it to the next start, and of what is for an image that comes back, if that is another one.
+    pub(super) fn note_in(self, header: &Header, way_back: Option<Self>) {
         let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
         header.stream_size.set(count(self.stream));
         header.pages.set(count(self.pages));
+        header
+            .back_at
+            .set(way_back.map_or(0, |_| count(self.size())));
+        header
+            .back_size
+            .set(way_back.map_or(0, |back| count(back.stream)));
+        header
+            .back_pages
+            .set(way_back.map_or(0, |back| count(back.pages)));
     }
 }
 
@@ -161,7 +178,7 @@ fn save(reserve: Reserve) -> bool {
     let Some(rescued) = rescued else {
         return false;
     };
-    rescued.note_in(header);
+    rescued.note_in(header, None);
     true
 }
 

@@ -423,4 +423,40 @@ fn monitor_code() -> (&'static [u8], Entries) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn free(pieces: &[(u64, u64)]) -> PageRanges {
+        let mut free = PageRanges::default();
+        for (start, end) in pieces.iter().copied() {
+            free.add(AddressRange { start, end });
+        }
+        free
+    }
+
+    #[test]
+    fn it_is_the_upper_end_of_what_is_free_below_a_gib() {
+        let image = 900 << 10;
+        let small = Layout::plan(&free(&[(0x1000, MIB), (3 * MIB, 8 * MIB)]), image).unwrap();
+        assert_eq!(small.range.end, 8 * MIB);
+        assert!(small.slot_size >= image);
+        let room = small.area().size() - small.slot_size;
+        assert!((6 * MIB / 7..MIB).contains(&room), "{room}");
+        let large = Layout::plan(&free(&[(3 * MIB, 4096 * MIB)]), image).unwrap();
+        assert_eq!((large.range.end, large.range.size()), (REACH, REACH / 2));
+        assert_eq!(Layout::plan(&free(&[(0x1000, MIB)]), image), None);
+        let high = free(&[(2048 * MIB, 4096 * MIB)]);
+        assert_eq!(Layout::plan(&high, image), None);
+    }
+
+    #[test]
+    fn the_monitor_fits_its_page() {
+        let (code, entries) = monitor_code();
+        assert!(code.len() < 4096);
+        let end = code.len() as u64;
+        for entry in [entries.enter, entries.refuse, entries.upcall, entries.timer] {
+            assert!(entry < end);
+        }
+        assert!(entries.stubs % 16 == 0 && entries.stubs + 31 * 16 < end);
+    }
 }

@@ -1,5 +1,8 @@
 //! The starts of the domain: the first one by the boot loader, and later ones by what the instance before left in the reserve.
 
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -7,7 +10,7 @@ use ::log::{info, warn};
 use xenstore::{DomId, Instant};
 
 use super::growth::Growth;
-use super::handover::{Header, Stage};
+use super::handover::{Field, Header, Stage};
 use super::machine::Ground;
 use super::memory::Memory;
 use super::paging::BOOT_MAP_END;
@@ -42,6 +45,10 @@ pub fn take_over(address: u64, image: ImageLayout) -> Result<Handover, StartErro
     report::start(image.build_id);
     // SAFETY: `restart_entry`'s contract: all below 1 GiB is mapped at its own address, and the reserve is nobody else's.
     let reserve = unsafe { Reserve::find(address) }.ok_or(StartError::Handover)?;
+    #[cfg(feature = "inject")]
+    if trial::is_open() {
+        super::inject::at_entry(reserve.header());
+    }
     // While this image is tried the tables are the monitor's.
     trap::prepare();
     let is_trial = trial::is_open();
@@ -105,20 +112,32 @@ impl Handover {
     /// The state stream.
     #[must_use]
     pub fn stream(&self) -> &'static [u8] {
-        let size = usize::try_from(self.header().stream_size.get()).unwrap_or(usize::MAX);
+        let (all, size, _) = self.handed_over();
+        all.get(..size).unwrap_or_default()
+    }
+
+    /// What was handed over, bytes of the stream at its beginning, and entries of the table behind that.
+    fn handed_over(&self) -> (&'static [u8], usize, usize) {
+        let header = self.header();
+        let is_other = self.stage == Stage::CameBack && header.back_at.get() != 0;
+        let fields = if is_other {
+            [&header.back_at, &header.back_size, &header.back_pages]
+        } else {
+            // The first begins where its place does.
+            [&Field::ZERO, &header.stream_size, &header.pages]
+        };
+        let [at, size, pages] =
+            fields.map(|field| usize::try_from(field.get()).unwrap_or(usize::MAX));
         // SAFETY: nobody writes to it before the next hand-over, which ends this start.
         let all = unsafe { self.reserve.stream_bytes() };
-        all.get(..size).unwrap_or_default()
+        (all.get(at..).unwrap_or_default(), size, pages)
     }
 
     /// Which page is whose.
     #[must_use]
-    pub fn pages(&self) -> alloc::vec::Vec<(DomId, PageFacts)> {
-        // SAFETY: as for `stream`.
-        let all = unsafe { self.reserve.stream_bytes() };
-        let at = usize::try_from(self.header().stream_size.get()).unwrap_or(usize::MAX);
-        let count = usize::try_from(self.header().pages.get()).unwrap_or(0);
-        let table = all.get(at..).unwrap_or_default();
+    pub fn pages(&self) -> Vec<(DomId, PageFacts)> {
+        let (all, size, count) = self.handed_over();
+        let table = all.get(size..).unwrap_or_default();
         let (entries, _) = table.as_chunks::<PAGE_ENTRY>();
         entries
             .iter()
@@ -143,9 +162,9 @@ impl Handover {
 
     /// Why the image that should have followed did not stay, or what this image ended by.
     #[must_use]
-    pub fn reason(&self) -> alloc::string::String {
+    pub fn reason(&self) -> String {
         match self.stage {
-            Stage::CameBack => alloc::format!("{}", Failure(self.header())),
+            Stage::CameBack => format!("{}", Failure(self.header())),
             _ => self.header().reason.get().as_str().into(),
         }
     }
@@ -168,7 +187,7 @@ impl Handover {
 }
 
 /// Bytes of an entry of the table of pages: the domid and what the machine notes.
-const PAGE_ENTRY: usize = 16;
+pub const PAGE_ENTRY: usize = 16;
 
 /// Writes the table of pages into `room`, which begins right behind the state stream; how many there are, or none if there is not enough
 /// room.
@@ -353,12 +372,13 @@ impl Successor {
     }
 
     /// Starts the image in the slot, which was loaded there, on what is `handed_over` in the room for the state stream. If it does not accept,
-    /// this image is started on it, at [`Stage::CameBack`].
+    /// this image is started on it, or on what is behind it for the `way_back`, at [`Stage::CameBack`].
     pub fn try_image(
         &self,
         image: &NextImage,
         command_line: Option<&str>,
         handed_over: Rescued,
+        way_back: Option<Rescued>,
         began: Instant,
     ) -> ! {
         let header = self.reserve.header();
@@ -366,7 +386,7 @@ impl Successor {
             Some(line) => header.next_command_line.set(line),
             None => header.next_command_line.set(&header.command_line.get()),
         }
-        handed_over.note_in(header);
+        handed_over.note_in(header, way_back);
         header.began_ns.set(began.0);
         let loaded = u64::try_from(image.loaded_size()).unwrap_or(u64::MAX);
         let exchange = loaded.max(rescue::image_size());
