@@ -82,6 +82,8 @@ fn settings(config: &Config, privileged: DomId, own_domid: DomId) -> Settings {
     Settings {
         quotas: config.quotas.clone(),
         event_timeout: config.event_timeout,
+        policies: config.policies.clone(),
+        layers: config.layers.clone(),
         #[cfg(feature = "inject")]
         injector: Some(crate::hypervisor::inject::crash),
         ..Settings::new(privileged, config.store.unwrap_or(own_domid))

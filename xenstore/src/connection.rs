@@ -13,6 +13,7 @@ use crate::bugs;
 use crate::conflict::Hold;
 use crate::counters::Counters;
 use crate::ids::{ConnId, DomId, Ticket, TxId};
+use crate::layer::Gates;
 use crate::output::{Debt, Output};
 use crate::run::cost_of;
 use crate::storage::Storage;
@@ -68,8 +69,10 @@ pub(crate) struct Connection<S: Storage> {
     pub(crate) lost: BTreeSet<WatchId>,
     pub(crate) watches: u64,
     pub(crate) watch_bytes: u64,
-    /// Its requests wait until its domain has credit again.
+    /// Its requests wait, until its domain has credit again or as a layer says.
     pub(crate) held: Option<Hold>,
+    /// How far its present request has come among the layers.
+    pub(crate) gates: Gates,
     /// Nothing is read or written any more, until it starts anew.
     pub(crate) stopped: bool,
     /// How often the server crashed while it worked for this connection.
@@ -239,6 +242,7 @@ impl<S: Storage> Connection<S> {
             watches: 0,
             watch_bytes: 0,
             held: None,
+            gates: Gates::default(),
             stopped: false,
             crashes: 0,
             deadline: None,
@@ -367,6 +371,12 @@ impl Input {
     /// Whether a request is whole. An empty payload is whole with its header.
     pub(crate) fn is_whole(&self) -> bool {
         matches!(self.request, Some((_, 0)))
+    }
+
+    /// The request, if it is whole.
+    pub(crate) fn whole(&self) -> Option<&Request> {
+        let (request, missing) = self.request.as_ref()?;
+        (*missing == 0).then_some(request)
     }
 
     /// Takes the request out, if it is whole.

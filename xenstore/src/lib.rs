@@ -21,6 +21,11 @@
 
 extern crate alloc;
 
+/// The code of docs/extending.md, which is compiled and run as part of the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/extending.md")]
+struct Extending;
+
 mod acl;
 mod answer;
 #[cfg(feature = "journal")]
@@ -35,17 +40,23 @@ mod counters;
 mod coverage;
 mod crash;
 mod database;
+#[cfg(test)]
+mod described;
 mod domain;
 mod effects;
 mod events;
+mod extension;
+mod extensions;
 mod features;
 mod ids;
 mod journal;
+pub mod layer;
 mod lifecycle;
 mod live_update;
 mod memory;
 mod output;
 mod path;
+pub mod policy;
 mod privilege;
 mod quota;
 mod refusal;

@@ -67,11 +67,11 @@ impl<S: Storage> Server<S> {
             },
             Question::Identify { requester, .. } => AtWork::without_request(*requester),
         });
-        self.complete(question, ticket, outcome);
+        self.answer_question(question, ticket, outcome);
         self.at_work = None;
     }
 
-    fn complete(&mut self, question: Option<Question>, ticket: Ticket, outcome: Outcome) {
+    fn answer_question(&mut self, question: Option<Question>, ticket: Ticket, outcome: Outcome) {
         match (question, outcome) {
             (
                 Some(Question::Connect {
@@ -103,7 +103,9 @@ impl<S: Storage> Server<S> {
                     outcome,
                 });
                 if self.goes_on(requester, ticket) {
+                    let refused = answer.as_ref().err().copied();
                     self.reply(requester, header, answer);
+                    self.complete_late(requester, header, refused);
                     self.account(requester);
                 }
             }
@@ -235,6 +237,7 @@ impl<S: Storage> Server<S> {
         self.remove_estates(domid);
         self.domains.remove(domid);
         self.remove_counter_node(domid);
+        self.tell_extensions_of_end(domid);
         if connection.is_some() {
             self.tell_special(RELEASE_DOMAIN, domid);
         }

@@ -63,7 +63,12 @@ impl<S: Storage> Server<S> {
         payload: &[u8],
     ) -> Result<Answer, Refusal> {
         let answer = self.with_setting(conn, |setting, place| match transaction {
-            Some(id) => place.transactions.execute(id, setting, kind, payload),
+            Some(id) => {
+                if setting.policies.is_some() {
+                    setting.store = Some(place.nodes);
+                }
+                place.transactions.execute(id, setting, kind, payload)
+            }
             None => Work {
                 setting,
                 nodes: place.nodes,
@@ -72,7 +77,7 @@ impl<S: Storage> Server<S> {
                 touched: None,
             }
             .execute(kind, payload),
-        })?;
+        });
         if !self.effects.is_empty() {
             let mut effects = mem::take(&mut self.effects);
             self.commit(&mut effects);
@@ -80,14 +85,17 @@ impl<S: Storage> Server<S> {
             effects.clear();
             self.effects = effects;
         }
-        Ok(answer)
+        if self.policies.more().is_some() {
+            self.tell_passed(!matches!(answer, Err(Refusal::Wait(_))));
+        }
+        answer
     }
 
     /// Does `work` with what a connection's requests run with.
     fn with_setting<T>(
         &mut self,
         conn: ConnId,
-        work: impl FnOnce(&mut Setting<'_>, Place<'_, S>) -> Result<T, Refusal>,
+        work: impl for<'s> FnOnce(&mut Setting<'s>, Place<'s, S>) -> Result<T, Refusal>,
     ) -> Result<T, Refusal> {
         let connection = self.connections.get_mut(conn).ok_or(Errno::EIO)?;
         let client = self
@@ -108,6 +116,8 @@ impl<S: Storage> Server<S> {
             held: connection.footprint(),
             home: connection.home,
             absent: &connection.absent,
+            policies: self.policies.more(),
+            store: None,
         };
         let place = Place {
             transactions: &mut connection.transactions,
@@ -167,6 +177,10 @@ impl<S: Storage> Server<S> {
                 Ok(Effects::default())
             }
         });
+        if self.policies.more().is_some() {
+            // What was allowed when it ran again was noted when it ran first.
+            self.tell_passed(false);
+        }
         self.spare_log = spare.or(self.spare_log.take());
         self.work = self.work.saturating_add(work);
         let mut effects = ended.inspect_err(|refusal| {
@@ -194,6 +208,7 @@ impl<S: Storage> Server<S> {
             _ => return Err(Errno::EINVAL.into()),
         };
         let path = self.any_path(conn, written)?;
+        self.may_watch(conn, path.as_ref())?;
         let watch = Watch {
             connection: conn,
             relative_to: is_relative(written).then_some(self.home(conn)?),

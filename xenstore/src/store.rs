@@ -132,6 +132,7 @@ impl<S: Storage> Server<S> {
         self.create_missing(&STORE_FOLDERS, &mut effects);
         self.commit(&mut effects);
         self.recount();
+        self.start_extensions();
         self
     }
 

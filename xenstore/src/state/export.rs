@@ -28,6 +28,7 @@ use crate::server::{Action, Question, Server};
 use crate::storage::{Node, Storage};
 use crate::time::Instant;
 use crate::transaction::Transaction;
+use crate::turns::Entry as Turn;
 use crate::wire::{Errno, HEADER_SIZE, Header, Kind};
 
 /// Most bytes of input that a connection's record has place for.
@@ -343,6 +344,8 @@ impl<S: Storage> Export<'_, S> {
         let outstanding = connection.outstanding.keys().copied();
         let (absent, lost, outstanding) = (numbers(absent), numbers(lost), numbers(outstanding));
         let last = connection.transactions.last;
+        // A request that a layer lets wait is input that nobody has looked at.
+        let held = connection.held.filter(|hold| !hold.is_parked);
         self.own(&Own::Client {
             conn: id,
             number: conn.number,
@@ -351,8 +354,8 @@ impl<S: Storage> Export<'_, S> {
             late: connection.late,
             served: connection.served.0,
             deadline: connection.deadline,
-            held_since: connection.held.map(|hold| hold.since).unwrap_or_default(),
-            held_until: connection.held.map(|hold| hold.until),
+            held_since: held.map(|hold| hold.since).unwrap_or_default(),
+            held_until: held.map(|hold| hold.until),
             waiting: connection.waiting.map(|ticket| ticket.0),
             last_transaction: last.map_or(0, TxId::get),
             absent: Numbers(&absent),
@@ -598,7 +601,7 @@ impl<S: Storage> Export<'_, S> {
         let (tag, start, text): (u8, usize, &[u8]) = match answer {
             Ok(Answer::Done) => (0, 0, &[]),
             Ok(Answer::Value(value)) => (1, 0, value.as_bytes()),
-            Ok(Answer::Names(names)) => (2, 0, names),
+            Ok(Answer::Names(bytes) | Answer::Bytes(bytes)) => (2, 0, bytes),
             Ok(Answer::Part(names, start)) => (3, *start, names),
             Ok(Answer::Permissions(shown)) => (4, 0, shown.as_bytes()),
             Ok(Answer::Text(text)) => (5, 0, text.as_bytes()),
@@ -649,7 +652,7 @@ impl<S: Storage> Export<'_, S> {
             });
         }
         let is_in_order = self.crash.is_none();
-        for entry in server.turns.waiting().filter(|_| is_in_order) {
+        for entry in turns(server).into_iter().filter(|_| is_in_order) {
             self.own(&Own::Turn {
                 connection: entry.conn.number,
                 ends: entry.ends.0,
@@ -770,6 +773,20 @@ fn order<S: Storage>(server: &Server<S>) -> Vec<(ConnId, &Connection<S>)> {
         order.extend(chain.into_iter().rev());
     }
     order
+}
+
+/// Who waits for a turn, in order. A request that a layer lets wait is one that nobody has looked at: in the next instance it has its turn.
+fn turns<S: Storage>(server: &Server<S>) -> Vec<Turn> {
+    let is_parked = |connection: &Connection<S>| connection.held.is_some_and(|hold| hold.is_parked);
+    let parked = server.connections.iter_with_ids();
+    let parked = parked.filter(|(_, connection)| is_parked(connection));
+    let parked = parked.map(|(conn, connection)| {
+        let cost = connection.foreseen_cost();
+        server.turns.entry(conn, connection.served, cost)
+    });
+    let mut turns: Vec<Turn> = server.turns.waiting().copied().chain(parked).collect();
+    turns.sort_unstable();
+    turns
 }
 
 /// What the host has not done yet, or has not told of: those it knows of already first.

@@ -312,6 +312,9 @@ impl<S: Storage> Import<'_, S> {
         self.resolve_lost();
         self.count_outstanding()?;
         self.check_questions()?;
+        self.server
+            .resume_extensions()
+            .map_err(|_| Damage::Policy)?;
         if let Some((Crash { blamed }, unanswered)) = self.crash {
             self.server.go_on_after(blamed, unanswered);
         }
