@@ -37,6 +37,10 @@ mod database;
 mod domain;
 mod effects;
 mod events;
+#[cfg(feature = "journal")]
+pub mod faults;
+#[cfg(not(feature = "journal"))]
+mod faults;
 mod features;
 mod ids;
 mod journal;

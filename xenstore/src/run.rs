@@ -7,6 +7,7 @@ use crate::bugs;
 use crate::connection::{Connection, Request};
 use crate::counters::Counter;
 use crate::database::{Need, Refusal};
+use crate::faults;
 use crate::ids::{ConnId, Ticket};
 use crate::journal::Entry;
 use crate::output::{Cause, Payload};
@@ -125,6 +126,7 @@ impl<S: Storage> Server<S> {
         let cost = cost_of(&request.payload);
         let events = self.events;
         self.work = 0;
+        faults::may_crash();
         let answer = match self.answer(conn, &request) {
             Ok(answer) => Ok(answer),
             Err(Refusal::Errno(errno)) => Err(errno),

@@ -18,6 +18,7 @@ use crate::conflict::{Conflict, Opening};
 use crate::database::{Refusal, Setting, Work};
 use crate::domain::{Domain, Domains};
 use crate::effects::Effects;
+use crate::faults;
 use crate::ids::TxId;
 use crate::path::{Path, PathRef};
 use crate::quota::{Quota, within};
@@ -463,7 +464,9 @@ impl<S: Storage> Transaction<S> {
 
     /// Room for one more request, in lists that can become longer than any hole in the memory.
     fn make_room(&mut self, payload: &[u8]) -> Option<()> {
+        faults::permit()?;
         self.log.kept.try_reserve(1).ok()?;
+        faults::permit()?;
         self.log.payloads.try_reserve(payload.len()).ok()
     }
 

@@ -46,7 +46,11 @@ fn main() -> ExitCode {
     );
     for (workload, pair) in ALL.iter().zip(counts.chunks(2)) {
         let ratio = pair[1] / pair[0];
-        let most = if workload.is_beside { MOST_BESIDE } else { MOST };
+        let most = if workload.is_beside {
+            MOST_BESIDE
+        } else {
+            MOST
+        };
         let verdict = if ratio > most { "TOO MUCH" } else { "" };
         worse += usize::from(ratio > most);
         println!(
@@ -54,10 +58,7 @@ fn main() -> ExitCode {
             workload.name, workload.size, pair[0], pair[1]
         );
     }
-    println!(
-        "{worse} of {} grow faster than they may",
-        ALL.len()
-    );
+    println!("{worse} of {} grow faster than they may", ALL.len());
     ExitCode::from(u8::from(worse > 0))
 }
 
