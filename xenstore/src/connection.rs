@@ -71,6 +71,8 @@ pub(crate) struct Connection<S: Storage> {
     pub(crate) held: Option<Hold>,
     /// Nothing is read or written any more, until it starts anew.
     pub(crate) stopped: bool,
+    /// How often the server crashed while it worked for this connection.
+    pub(crate) crashes: u8,
     /// When to look whether its oldest event is too old.
     pub(crate) deadline: Option<Instant>,
     /// Up to where it has had its share.
@@ -193,6 +195,7 @@ impl<S: Storage> Connection<S> {
             watch_bytes: 0,
             held: None,
             stopped: false,
+            crashes: 0,
             deadline: None,
             served: Served::default(),
             queued: false,

@@ -36,6 +36,8 @@ pub(crate) enum Refusal {
     Errno(Errno),
     /// Not yet: first the host must do something.
     Wait(Need),
+    /// No answer now: it comes when there is one, and the connection goes on until then.
+    Later,
 }
 
 /// What the host must do before a request can be answered.

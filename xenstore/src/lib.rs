@@ -33,6 +33,7 @@ mod counter_nodes;
 mod counters;
 #[cfg(test)]
 mod coverage;
+mod crash;
 mod database;
 mod domain;
 mod effects;
@@ -45,6 +46,7 @@ mod features;
 mod ids;
 mod journal;
 mod lifecycle;
+mod live_update;
 mod memory;
 mod output;
 mod path;
@@ -69,9 +71,11 @@ pub mod wire;
 
 pub use connection::ProtocolFault;
 pub use counters::Counter;
+pub use crash::{Blamed, Crash};
 pub use features::Features;
 pub use ids::{ConnId, DomId, EvtchnPort, GrantRef, Identity, ReqId, Ticket, UniqueId};
 pub use journal::{Entry, Noted};
+pub use live_update::{Reads, Refused, UpdatePlan, Updater};
 pub use path::Path;
 pub use quota::{Quota, Quotas};
 pub use run::Budget;

@@ -278,7 +278,7 @@ impl<S: Storage> Server<S> {
         payload: &[u8],
     ) -> Result<Answer, Refusal> {
         match kind {
-            Kind::Control => self.control(token, payload).map_err(Refusal::from),
+            Kind::Control => self.control(token, conn, payload),
             Kind::Introduce => self.introduce(payload),
             Kind::Release => self.release(payload),
             Kind::IsDomainIntroduced => self.tell_introduced(payload),

@@ -14,11 +14,13 @@ use crate::conflict::History;
 use crate::connection::{Connection, Connections, ProtocolFault, Spare};
 use crate::counter_nodes::CounterNodes;
 use crate::counters::Counter;
+use crate::crash::AtWork;
 use crate::domain::Domains;
 use crate::effects::Effects;
 use crate::features::Features;
 use crate::ids::{ConnId, DomId, EvtchnPort, Identity, Ticket};
 use crate::journal::{Entry, Journal};
+use crate::live_update::LiveUpdate;
 use crate::memory::{Left, Supply};
 use crate::output::Cause;
 use crate::quota::{Peaks, Quotas};
@@ -166,6 +168,11 @@ pub struct Server<S: Storage = Tree> {
     pub(crate) asked: u64,
     pub(crate) journal: Journal,
     pub(crate) unknown_quotas: UnknownQuotas,
+    pub(crate) live_update: LiveUpdate,
+    /// For whom the server works just now: whom to blame if it crashes.
+    pub(crate) at_work: Option<AtWork>,
+    /// Of instances before this one.
+    pub(crate) crashes: u64,
 }
 
 /// Limits for all domains, and limits for all of them together, that a state stream gave and that mean nothing here; for the next stream.
@@ -282,6 +289,9 @@ impl<S: Storage> Server<S> {
             asked: 0,
             journal: Journal::default(),
             unknown_quotas: UnknownQuotas::default(),
+            live_update: LiveUpdate::default(),
+            at_work: None,
+            crashes: 0,
         }
     }
 
@@ -290,6 +300,17 @@ impl<S: Storage> Server<S> {
     /// # Errors
     /// The framing is broken and the connection is stopped; its ring should say so and then be left alone.
     pub fn handle_bytes(&mut self, conn: ConnId, bytes: &[u8]) -> Result<usize, ProtocolFault> {
+        self.at_work = Some(AtWork {
+            conn,
+            header: None,
+            is_answered: false,
+        });
+        let taken = self.take_bytes(conn, bytes);
+        self.at_work = None;
+        taken
+    }
+
+    fn take_bytes(&mut self, conn: ConnId, bytes: &[u8]) -> Result<usize, ProtocolFault> {
         let Some(connection) = self.connections.get_mut(conn) else {
             return Ok(0);
         };
@@ -362,8 +383,11 @@ impl<S: Storage> Server<S> {
         }
     }
 
-    /// Begins a connection anew, as its guest asked through the ring page. A stopped one goes on.
+    /// Begins a connection anew, as its guest asked through the ring page. A stopped one goes on, if it may ([`Server::may_reset`]).
     pub fn reset(&mut self, conn: ConnId) {
+        if !self.may_reset(conn) {
+            return;
+        }
         self.note(conn, |domid| Entry::Reset { domid });
         self.count(conn, Counter::Resets);
         self.clear(conn);

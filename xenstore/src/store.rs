@@ -5,6 +5,7 @@ use alloc::rc::Rc;
 use alloc::vec::Vec;
 
 use crate::acl::{Acl, Entry, Holder, Incarnation, Letter};
+use crate::counter_nodes::STORE_FOLDERS;
 use crate::domain::{Domains, Usage};
 use crate::effects::{Charge, Editor, Effects, cost};
 use crate::ids::Generation;
@@ -105,7 +106,7 @@ impl<S: Storage> Server<S> {
     /// `/tool/xenstored`, where tools look for the server (protocol.md section 5.5).
     pub(crate) fn with_first_nodes(mut self) -> Self {
         let mut effects = Effects::default();
-        self.create_missing(&["/tool", "/tool/xenstored"], &mut effects);
+        self.create_missing(&STORE_FOLDERS, &mut effects);
         self.commit(&mut effects);
         self.recount();
         self

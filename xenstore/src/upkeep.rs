@@ -97,6 +97,7 @@ impl<S: Storage> Server<S> {
     /// Drops all that a connection has open; it can go on from nothing.
     pub(crate) fn clear(&mut self, conn: ConnId) {
         self.watches.remove_all(conn);
+        self.end_update_of(conn);
         let Some(connection) = self.connections.get_mut(conn) else {
             return;
         };
@@ -107,10 +108,11 @@ impl<S: Storage> Server<S> {
         let requests = connection.requests;
         let held = connection.held;
         let (queued, ready, deadline) = (connection.queued, connection.ready, connection.deadline);
-        let served = connection.served;
+        let (served, crashes) = (connection.served, connection.crashes);
         *connection = Connection {
             requests,
             served,
+            crashes,
             queued,
             ready,
             deadline,

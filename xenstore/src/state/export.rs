@@ -17,6 +17,7 @@ use crate::acl::{Acl, Holder, Incarnation};
 use crate::answer::Answer;
 use crate::connection::Connection;
 use crate::counters::Counters;
+use crate::crash::{AtWork, Blamed};
 use crate::domain::Domain;
 use crate::ids::{ConnId, DomId, TxId};
 use crate::memory::Supply;
@@ -41,7 +42,7 @@ impl<S: Storage> Server<S> {
         host: &dyn Host,
         sink: &mut dyn Sink,
     ) -> Vec<LeftOut> {
-        let mut export = Export {
+        Export {
             server: self,
             is_own: format == Format::Own,
             format,
@@ -51,16 +52,60 @@ impl<S: Storage> Server<S> {
             order: order(self),
             permissions: PermissionBytes::default(),
             nodes: 0,
-        };
-        export.begin();
-        export.connections();
-        export.nodes();
-        export.domains();
-        if export.is_own {
-            export.transactions();
-            export.queues();
+            crash: None,
         }
-        export.end();
+        .write();
+        self.left_out(format)
+    }
+
+    /// Writes the state of a server that crashed, in [`Format::Own`], as [`Server::export`] does. It is as it was between two requests, but
+    /// for what the last one had done already.
+    ///
+    /// The connection that the server worked for is blamed, or `at_work` if the host knows better: what it has is left out.
+    pub fn export_after_crash(
+        &self,
+        now: Instant,
+        host: &dyn Host,
+        at_work: Option<ConnId>,
+        sink: &mut dyn Sink,
+    ) {
+        let known = at_work.map(|conn| AtWork {
+            conn,
+            header: None,
+            is_answered: true,
+        });
+        let own = self
+            .at_work
+            .filter(|own| at_work.is_none_or(|conn| conn == own.conn));
+        let at_work = own.or(known);
+        let blamed = at_work.and_then(|at_work| self.blamed(at_work));
+        let lost = blamed.filter(|blamed| !blamed.is_kept);
+        let left = lost.and_then(|lost| Some((lost.conn, self.left_of(lost)?)));
+        let mut order = order(self);
+        if let Some((lost, left)) = &left {
+            let is_ring = self.is_ring(*lost);
+            order.retain(|(conn, _)| is_ring || conn != lost);
+            for (_, connection) in order.iter_mut().filter(|(conn, _)| conn == lost) {
+                *connection = left;
+            }
+        }
+        Export {
+            server: self,
+            is_own: true,
+            format: Format::Own,
+            now,
+            host,
+            out: Writer::new(sink),
+            order,
+            permissions: PermissionBytes::default(),
+            nodes: 0,
+            crash: Some(Crashed { blamed, at_work }),
+        }
+        .write();
+    }
+
+    /// What a format has no place for.
+    pub(crate) fn left_out(&self, format: Format) -> Vec<LeftOut> {
         losses(self, format)
     }
 }
@@ -76,9 +121,45 @@ struct Export<'a, S: Storage> {
     order: Vec<(ConnId, &'a Connection<S>)>,
     permissions: PermissionBytes,
     nodes: u64,
+    crash: Option<Crashed>,
+}
+
+/// What is known of a crash.
+struct Crashed {
+    blamed: Option<Blamed>,
+    at_work: Option<AtWork>,
+}
+
+impl Crashed {
+    /// The connection of which nothing is kept.
+    fn lost(&self) -> Option<ConnId> {
+        let lost = self.blamed.filter(|blamed| !blamed.is_kept)?;
+        Some(lost.conn)
+    }
+
+    /// Whether a transaction is the one in which the request ran: it may be half changed.
+    fn broke(&self, conn: ConnId, id: TxId) -> bool {
+        let header = self.at_work.filter(|at_work| at_work.conn == conn);
+        let header = header.and_then(|at_work| at_work.header);
+        header.is_some_and(|header| header.tx_id == id.get())
+    }
 }
 
 impl<S: Storage> Export<'_, S> {
+    fn write(mut self) {
+        self.begin();
+        self.connections();
+        self.nodes();
+        self.domains();
+        if self.is_own {
+            self.transactions();
+            self.queues();
+            self.update();
+            self.crash();
+        }
+        self.end();
+    }
+
     fn own(&mut self, record: &Own<'_>) {
         if self.is_own {
             self.out.record(record.kind(), |body| record.write(body));
@@ -151,6 +232,7 @@ impl<S: Storage> Export<'_, S> {
             traces: server.traces,
             is_noted: server.domains.is_noted(),
             is_release_untold: server.is_release_untold,
+            crashes: server.crashes,
         });
         for quota in Quota::all() {
             self.own(&Own::Peak {
@@ -170,7 +252,10 @@ impl<S: Storage> Export<'_, S> {
                 let facts = Bytes(&link.facts);
                 self.own(&Own::HostLink { conn: id, facts });
             }
-            let output = unsent(connection);
+            let mut output = unsent(connection);
+            if !self.is_own {
+                output.bytes.extend(self.server.update_reply(conn));
+            }
             let input = input(self.server, self.is_own, connection);
             let unique = ring.and_then(|domain| domain.unique);
             let unique = unique.and_then(|unique| u64::try_from(unique.0).ok());
@@ -200,7 +285,9 @@ impl<S: Storage> Export<'_, S> {
                     body.u64(unique);
                 }
             });
-            self.watches(id, conn);
+            if self.crash.as_ref().and_then(Crashed::lost) != Some(conn) {
+                self.watches(id, conn);
+            }
             for message in connection.output.waiting().0 {
                 self.message(id, message);
             }
@@ -240,6 +327,7 @@ impl<S: Storage> Export<'_, S> {
             lost: Numbers(&lost),
             outstanding: Numbers(&outstanding),
             begun: Bytes(&unsent(connection).begun),
+            crashes: connection.crashes,
         });
     }
 
@@ -394,9 +482,15 @@ impl<S: Storage> Export<'_, S> {
     /// Open transactions, the youngest first: each begins with what makes the nodes that it began with of those of the one before.
     fn transactions(&mut self) {
         let mut open = Vec::new();
-        for (id, (_, connection)) in (1..).zip(&self.order) {
+        let broke = |conn, tx| {
+            self.crash
+                .as_ref()
+                .is_some_and(|crash| crash.broke(conn, tx))
+        };
+        for (id, (conn, connection)) in (1..).zip(&self.order) {
             let own = connection.transactions.open.iter();
-            open.extend(own.map(|(tx, transaction)| (id, *tx, &**transaction)));
+            let whole = own.filter(|(tx, _)| !broke(*conn, **tx));
+            open.extend(whole.map(|(tx, transaction)| (id, *tx, &**transaction)));
         }
         open.sort_by_key(|(.., transaction)| Reverse(transaction.opening.number));
         let mut nodes = &self.server.store.nodes;
@@ -515,7 +609,8 @@ impl<S: Storage> Export<'_, S> {
                 is_listed: change.is_listed,
             });
         }
-        for entry in server.turns.waiting() {
+        let is_in_order = self.crash.is_none();
+        for entry in server.turns.waiting().filter(|_| is_in_order) {
             self.own(&Own::Turn {
                 connection: entry.conn.number,
                 ends: entry.ends.0,
@@ -567,6 +662,34 @@ impl<S: Storage> Export<'_, S> {
                 port,
             });
         }
+    }
+
+    /// Who waits for this update.
+    fn update(&mut self) {
+        if let Some(unanswered) = &self.server.live_update.unanswered {
+            let connection = unanswered.conn.number;
+            self.own(&Own::Update {
+                connection,
+                header: Bytes(&unanswered.header.encode()),
+            });
+        }
+    }
+
+    /// Whose work it was.
+    fn crash(&mut self) {
+        let Some(Crashed { blamed, at_work }) = &self.crash else {
+            return;
+        };
+        let request = at_work.and_then(|at_work| at_work.header);
+        let header = request.map(|header| header.encode());
+        let own = Own::Crash {
+            connection: blamed.map(|blamed| blamed.conn.number),
+            domid: blamed.map(|blamed| blamed.domid).unwrap_or_default(),
+            header: Bytes(header.as_ref().map_or(&[], <[u8; HEADER_SIZE]>::as_slice)),
+            is_answered: at_work.is_none_or(|at_work| at_work.is_answered),
+            is_kept: blamed.is_some_and(|blamed| blamed.is_kept),
+        };
+        self.own(&own);
     }
 
     fn end(&mut self) {

@@ -77,6 +77,7 @@ records! {
         traces: bool,
         is_noted: bool,
         is_release_untold: bool,
+        crashes: u64,
     },
     2 Peak { name: Bytes<'a>, value: u64, },
     3 Client {
@@ -95,6 +96,7 @@ records! {
         lost: Numbers<'a>,
         outstanding: Numbers<'a>,
         begun: Bytes<'a>,
+        crashes: u8,
     },
     4 WatchMark { conn: u32, number: u64, depth: Option<u32>, },
     5 Message {
@@ -159,6 +161,8 @@ records! {
     24 Host { facts: Bytes<'a>, },
     25 HostLink { conn: u32, facts: Bytes<'a>, },
     26 Check { records: u64, nodes: u64, digest: u64, },
+    27 Update { connection: u64, header: Bytes<'a>, },
+    28 Crash { connection: Option<u64>, domid: DomId, header: Bytes<'a>, is_answered: bool, is_kept: bool, },
 }
 
 /// What a record is made of.

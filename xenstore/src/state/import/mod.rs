@@ -24,6 +24,7 @@ use super::records::{Record, Records};
 use super::{Damage, HostGlobal, Restored, RestoredLink, StateError};
 use crate::acl::{Acl, Incarnation};
 use crate::counters;
+use crate::crash::Crash;
 use crate::features::Features;
 use crate::ids::{ConnId, DomId, Ticket, TxId};
 use crate::server::{Question, Server, Settings};
@@ -31,6 +32,7 @@ use crate::storage::Storage;
 use crate::time::Instant;
 use crate::transaction::Transaction;
 use crate::watch::WatchId;
+use crate::wire::Header;
 
 use connections::Client;
 use messages::Unsent;
@@ -119,6 +121,8 @@ struct Import<'s, S: Storage> {
     wished: BTreeSet<Ticket>,
     /// The places of the counters, by name.
     counters: BTreeMap<String, usize>,
+    /// What a server left that crashed, and the request that it had not answered.
+    crash: Option<(Crash, Option<Header>)>,
 }
 
 /// What a record says of the one behind it.
@@ -200,6 +204,7 @@ impl<'s, S: Storage> Import<'s, S> {
             transaction: None,
             wished: BTreeSet::new(),
             counters: counters::places(),
+            crash: None,
         };
         for (domid, known) in &outline.domains {
             import.meet(*domid, known);
@@ -298,7 +303,10 @@ impl<S: Storage> Import<'_, S> {
         self.resolve_lost();
         self.count_outstanding()?;
         self.check_questions()?;
-        if !self.is_own {
+        if let Some((Crash { blamed }, unanswered)) = self.crash {
+            self.server.go_on_after(blamed, unanswered);
+        }
+        if !self.is_own || self.crash.is_some() {
             self.wake_all();
         }
         let privileged = self.server.domains.privileged().domid;
@@ -313,6 +321,7 @@ impl<S: Storage> Import<'_, S> {
             links: self.links,
             host: self.host,
             skipped: self.skipped.into_iter().collect(),
+            crash: self.crash.map(|(crash, _)| crash),
             server: self.server,
         })
     }
@@ -365,6 +374,11 @@ impl<S: Storage> Import<'_, S> {
                 connection.owe(request, bytes);
             }
         }
+        if self.crash.is_some() {
+            for connection in self.server.connections.iter_mut() {
+                connection.outstanding.retain(|_, count| *count > 0);
+            }
+        }
         let mut all = self.server.connections.iter();
         if all.any(|connection| connection.outstanding.values().any(|count| *count == 0)) {
             return Err(Damage::Message);
@@ -373,8 +387,14 @@ impl<S: Storage> Import<'_, S> {
     }
 
     /// Whoever waits must wait for something that will come.
-    fn check_questions(&self) -> Result<(), Damage> {
+    fn check_questions(&mut self) -> Result<(), Damage> {
         let questions = &self.server.questions;
+        if self.crash.is_some() {
+            for connection in self.server.connections.iter_mut() {
+                let is_asked = |ticket: &mut Ticket| !questions.contains_key(ticket);
+                connection.waiting.take_if(is_asked);
+            }
+        }
         if questions.len() != self.wished.len() {
             return Err(Damage::Reference);
         }

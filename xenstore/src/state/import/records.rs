@@ -3,7 +3,10 @@
 use super::super::Damage;
 use super::super::own::Own;
 use crate::conflict::{CHANGES_MAX, GuestChange, Hold};
+use crate::connection::Connection;
+use crate::crash::{Blamed, Crash};
 use crate::ids::{DomId, EvtchnPort, Generation, Ticket};
+use crate::live_update::Unanswered;
 use crate::memory::Supply;
 use crate::path::PathRef;
 use crate::quota::Quota;
@@ -82,6 +85,8 @@ impl<'s, S: Storage> Import<'s, S> {
             | Own::Estate { .. } => self.in_transaction(own),
             Own::GuestChange { .. } | Own::Turn { .. } | Own::Ready { .. } => self.queue(own),
             Own::Question { .. } | Own::Wish { .. } => self.wish(own),
+            Own::Update { connection, header } => self.update(*connection, header.0),
+            Own::Crash { .. } => self.crash(own),
         }
     }
 
@@ -104,6 +109,7 @@ impl<'s, S: Storage> Import<'s, S> {
             traces,
             is_noted,
             is_release_untold,
+            crashes,
             ..
         } = own
         else {
@@ -125,6 +131,7 @@ impl<'s, S: Storage> Import<'s, S> {
         server.left.next_look = self.clock.moved(next_look);
         server.traces = traces;
         server.is_release_untold = is_release_untold;
+        server.crashes = crashes;
         server.supply = match supply {
             0 => Supply::Plenty,
             1 => Supply::Scarce,
@@ -151,6 +158,7 @@ impl<'s, S: Storage> Import<'s, S> {
             lost,
             outstanding,
             begun,
+            crashes,
             ..
         } = own
         else {
@@ -170,6 +178,7 @@ impl<'s, S: Storage> Import<'s, S> {
             lost,
             outstanding,
             begun: begun.0,
+            crashes,
         });
         Ok(())
     }
@@ -259,6 +268,50 @@ impl<'s, S: Storage> Import<'s, S> {
             _ => {}
         }
         Ok(())
+    }
+
+    /// The request that started the update is to be answered.
+    fn update(&mut self, connection: u64, header: &[u8]) -> Result<(), Damage> {
+        let conn = self.numbered(connection);
+        let header = Header::decode(*header.first_chunk().ok_or(Damage::Field)?);
+        let is_privileged = |own: &Connection<S>| own.privileged;
+        if !self.server.connections.get(conn).is_some_and(is_privileged) {
+            return Err(Damage::Reference);
+        }
+        let unanswered = &mut self.server.live_update.unanswered;
+        match unanswered.replace(Unanswered { conn, header }) {
+            Some(_) => Err(Damage::Duplicate),
+            None => Ok(()),
+        }
+    }
+
+    /// The server that wrote this had crashed.
+    fn crash(&mut self, own: &Own<'s>) -> Result<(), Damage> {
+        let &Own::Crash {
+            connection,
+            domid,
+            header,
+            is_answered,
+            is_kept,
+        } = own
+        else {
+            return Ok(());
+        };
+        let header = match header.0 {
+            [] => None,
+            bytes => Some(Header::decode(*bytes.first_chunk().ok_or(Damage::Field)?)),
+        };
+        let blamed = connection.map(|number| Blamed {
+            conn: self.numbered(number),
+            domid,
+            request: header.map(|header| header.kind),
+            is_kept,
+        });
+        let unanswered = header.filter(|_| !is_answered);
+        match self.crash.replace((Crash { blamed }, unanswered)) {
+            Some(_) => Err(Damage::Duplicate),
+            None => Ok(()),
+        }
     }
 
     pub(super) fn wish(&mut self, own: &Own<'s>) -> Result<(), Damage> {
