@@ -24,6 +24,20 @@ pub(crate) fn may_crash() {
     armed::may_crash();
 }
 
+/// A request begins: only within one the store crashes.
+#[inline]
+pub(crate) fn begin_request() {
+    #[cfg(feature = "journal")]
+    armed::IS_IN_REQUEST.set(true);
+}
+
+/// The request is dealt with.
+#[inline]
+pub(crate) fn end_request() {
+    #[cfg(feature = "journal")]
+    armed::IS_IN_REQUEST.set(false);
+}
+
 #[cfg(feature = "journal")]
 pub use armed::{Crash, crash_at, refuse_at};
 
@@ -38,6 +52,7 @@ mod armed {
     std::thread_local! {
         static REFUSALS: Cell<Plan> = const { Cell::new(Plan::NONE) };
         static CRASHES: Cell<Plan> = const { Cell::new(Plan::NONE) };
+        pub(super) static IS_IN_REQUEST: Cell<bool> = const { Cell::new(false) };
     }
 
     /// Which of the chances to fail are taken, counted from 0.
@@ -89,7 +104,8 @@ mod armed {
     }
 
     pub(super) fn may_crash() {
-        if CRASHES.with(Plan::meet) {
+        if IS_IN_REQUEST.get() && CRASHES.with(Plan::meet) {
+            IS_IN_REQUEST.set(false);
             std::panic::resume_unwind(Box::new(Crash));
         }
     }

@@ -75,6 +75,7 @@ pub use crash::{Blamed, Crash};
 pub use features::Features;
 pub use ids::{ConnId, DomId, EvtchnPort, GrantRef, Identity, ReqId, Ticket, UniqueId};
 pub use journal::{Entry, Noted};
+pub use lifecycle::Completed;
 pub use live_update::{Reads, Refused, UpdatePlan, Updater};
 pub use path::Path;
 pub use quota::{Quota, Quotas};
