@@ -8,6 +8,7 @@
 
 extern crate alloc;
 
+mod checks;
 mod guest;
 mod latency;
 mod manners;
@@ -52,4 +53,10 @@ fn play(boot: BootInfo) -> ! {
     loop {
         guest.pause_ms(60_000);
     }
+}
+
+/// A test guest is not updated.
+#[unsafe(no_mangle)]
+extern "C" fn restart(_: u64) -> ! {
+    crash("a test guest has no second start")
 }

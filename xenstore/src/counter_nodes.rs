@@ -216,12 +216,12 @@ mod tests {
     #[test]
     fn while_memory_is_scarce_nothing_is_written() {
         let (mut server, connections) = server(1);
-        server.handle_memory(Instant(0), 20 << 20, 100 << 20);
+        server.handle_memory(Instant(0), 20 << 20, 100 << 20, u64::MAX);
         server.count(connections[0], Counter::LazySpells);
         server.handle_timeout(second(1));
         assert_eq!(shown(&server), 0);
         assert_eq!(server.poll_timeout(), Some(second(11)));
-        server.handle_memory(Instant(0), 90 << 20, 100 << 20);
+        server.handle_memory(Instant(0), 90 << 20, 100 << 20, u64::MAX);
         server.handle_timeout(second(11));
         assert_eq!(shown(&server), 2);
     }

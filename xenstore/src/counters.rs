@@ -13,6 +13,7 @@ use core::cell::{Cell, RefCell};
 use core::fmt::Display;
 
 use crate::ids::DomId;
+use crate::policy::Access;
 use crate::refusal::{REASONS, Reason};
 use crate::spell::{Spell, Untold};
 use crate::time::Instant;
@@ -48,6 +49,10 @@ const COUNT: usize = 19;
 const REQUESTS: usize = Kind::ALL.len() + 1;
 const ERRORS: usize = Errno::ALL.len();
 const SPELLS: usize = REASONS + COUNT;
+
+/// Bytes that the counters of a domain have in a state stream, at most.
+pub(crate) const STREAM_MOST: u64 =
+    (REQUESTS + ERRORS + REASONS + COUNT) as u64 * 72 + REASONS as u64 * 72;
 
 struct Row {
     counter: Counter,
@@ -284,6 +289,16 @@ impl Counters {
         self.count_refusal(reason);
         if let Some(line) = self.line(reason, limit, now) {
             log::warn!("{line}");
+        }
+    }
+
+    /// Counts what a policy did not let the domain do, and logs it once a spell.
+    #[cold]
+    pub(crate) fn refuse_by_policy(&self, policy: &str, access: &Access<'_>) {
+        self.count_refusal(Reason::Policy);
+        if let Some(untold) = self.spell(Reason::Policy.place(), access.now()) {
+            let (domid, name, path) = (self.domid, access.operation().name(), access.path());
+            log::warn!("domain {domid}: refused by policy {policy}: {name} {path}{untold}");
         }
     }
 

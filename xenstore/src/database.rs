@@ -12,10 +12,12 @@ use crate::bugs;
 use crate::counters::Counters;
 use crate::domain::{Domain, Domains};
 use crate::effects::{Editor, Effects, footprint};
+use crate::extension::View;
 use crate::features::Features;
 use crate::ids::{DomId, EvtchnPort, Generation};
 use crate::memory::{self, Lack, Supply};
 use crate::path::{Components, NamedPath, PathRef};
+use crate::policy::{Access, Operation, Policies, legacy};
 use crate::quota::{Quota, Quotas, within};
 use crate::refusal::Reason;
 use crate::run::fits;
@@ -73,6 +75,10 @@ pub(crate) struct Setting<'a> {
     pub(crate) home: DomId,
     /// Domids that the host was asked for and knows no domain of.
     pub(crate) absent: &'a [DomId],
+    /// Who has a say besides the access control lists.
+    pub(crate) policies: Option<&'a Policies>,
+    /// For them, in a transaction, the committed nodes.
+    pub(crate) store: Option<&'a dyn View>,
 }
 
 /// What a request works on: the store's own nodes or a transaction's.
@@ -130,6 +136,9 @@ impl Setting<'_> {
 impl<S: Storage> Work<'_, '_, S> {
     /// Runs one of the requests that [`is_database`] names.
     pub(crate) fn execute(&mut self, kind: Kind, payload: &[u8]) -> Result<Answer, Refusal> {
+        if let Some(policies) = self.setting.policies {
+            self.ask(policies, kind, payload)?;
+        }
         match kind {
             Kind::Directory => self.directory(payload),
             Kind::Read => self.read(payload),
@@ -141,6 +150,32 @@ impl<S: Storage> Work<'_, '_, S> {
             Kind::DirectoryPart => self.directory_part(payload),
             _ => Err(Errno::ENOSYS.into()),
         }
+    }
+
+    /// Asks those who have a say besides the access control lists. What these do not allow anyway, and what is no request, is not asked.
+    #[cold]
+    fn ask(&self, policies: &Policies, kind: Kind, payload: &[u8]) -> Result<(), Errno> {
+        let written = strings(payload).next().unwrap_or_default();
+        let Some(operation) = Operation::of(kind, written, payload) else {
+            return Ok(());
+        };
+        let setting = &*self.setting;
+        let Ok(path) = NamedPath::parse(written, setting.home, self.limit(Quota::PathMax)) else {
+            return Ok(());
+        };
+        let path = path.as_ref();
+        let (nearest, _) = self.nodes.nearest(path);
+        let seen: &dyn View = &*self.nodes;
+        let access = Access {
+            subject: setting.subject,
+            operation,
+            path,
+            acl: Some(&nearest.acl),
+            seen,
+            store: setting.store.unwrap_or(seen),
+            now: setting.now,
+        };
+        policies.check(&access, setting.counters)
     }
 
     fn directory(&mut self, payload: &[u8]) -> Result<Answer, Refusal> {
@@ -380,11 +415,8 @@ impl<S: Storage> Work<'_, '_, S> {
         right: Right,
     ) -> Result<(&Node<S::Child>, Components<'p>), Refusal> {
         let (nearest, missing) = self.nodes.nearest(path);
-        if nearest.acl.allows(&self.setting.subject, right) || bugs::XSA_353 && path.is_root() {
-            Ok((nearest, missing))
-        } else {
-            Err(Errno::EACCES.into())
-        }
+        legacy::check(&self.setting.subject, right, path, &nearest.acl)?;
+        Ok((nearest, missing))
     }
 
     fn touch(&mut self, path: PathRef<'_>) -> Result<(), Errno> {

@@ -21,6 +21,11 @@
 
 extern crate alloc;
 
+/// The code of docs/extending.md, which is compiled and run as part of the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/extending.md")]
+struct Extending;
+
 mod acl;
 mod answer;
 #[cfg(feature = "journal")]
@@ -35,9 +40,13 @@ mod counters;
 mod coverage;
 mod crash;
 mod database;
+#[cfg(test)]
+mod described;
 mod domain;
 mod effects;
 mod events;
+mod extension;
+mod extensions;
 #[cfg(feature = "journal")]
 pub mod faults;
 #[cfg(not(feature = "journal"))]
@@ -45,11 +54,13 @@ mod faults;
 mod features;
 mod ids;
 mod journal;
+pub mod layer;
 mod lifecycle;
 mod live_update;
 mod memory;
 mod output;
 mod path;
+pub mod policy;
 mod privilege;
 mod quota;
 mod refusal;
@@ -60,6 +71,7 @@ mod spell;
 pub mod state;
 mod storage;
 mod store;
+mod stream_size;
 mod time;
 mod touched;
 mod trace;

@@ -312,6 +312,7 @@ impl<S: Storage> Server<S> {
         self.drop_session();
         if let Some(Unanswered { conn, header }) = self.live_update.unanswered.take() {
             self.reply(conn, header, Ok(Answer::Text(text.into())));
+            self.complete_late(conn, header, None);
         }
     }
 

@@ -64,7 +64,12 @@ impl<S: Storage> Server<S> {
         payload: &[u8],
     ) -> Result<Answer, Refusal> {
         let answer = self.with_setting(conn, |setting, place| match transaction {
-            Some(id) => place.transactions.execute(id, setting, kind, payload),
+            Some(id) => {
+                if setting.policies.is_some() {
+                    setting.store = Some(place.nodes);
+                }
+                place.transactions.execute(id, setting, kind, payload)
+            }
             None => Work {
                 setting,
                 nodes: place.nodes,
@@ -73,18 +78,21 @@ impl<S: Storage> Server<S> {
                 touched: None,
             }
             .execute(kind, payload),
-        })?;
+        });
         if !self.effects.is_empty() {
             self.commit(Some(conn));
         }
-        Ok(answer)
+        if self.policies.more().is_some() {
+            self.tell_passed(!matches!(answer, Err(Refusal::Wait(_))));
+        }
+        answer
     }
 
     /// Does `work` with what a connection's requests run with.
     fn with_setting<T>(
         &mut self,
         conn: ConnId,
-        work: impl FnOnce(&mut Setting<'_>, Place<'_, S>) -> Result<T, Refusal>,
+        work: impl for<'s> FnOnce(&mut Setting<'s>, Place<'s, S>) -> Result<T, Refusal>,
     ) -> Result<T, Refusal> {
         let connection = self.connections.get_mut(conn).ok_or(Errno::EIO)?;
         let client = self
@@ -105,6 +113,8 @@ impl<S: Storage> Server<S> {
             held: connection.footprint(),
             home: connection.home,
             absent: &connection.absent,
+            policies: self.policies.more(),
+            store: None,
         };
         let place = Place {
             transactions: &mut connection.transactions,
@@ -173,6 +183,10 @@ impl<S: Storage> Server<S> {
                 Ok(())
             }
         });
+        if self.policies.more().is_some() {
+            // What was allowed when it ran again was noted when it ran first.
+            self.tell_passed(false);
+        }
         self.spare_log = spare.or(self.spare_log.take());
         self.work = self.work.saturating_add(work);
         ended.inspect_err(|refusal| {
@@ -198,6 +212,7 @@ impl<S: Storage> Server<S> {
             _ => return Err(Errno::EINVAL.into()),
         };
         let path = self.any_path(conn, written)?;
+        self.may_watch(conn, path.as_ref())?;
         let watch = Watch {
             connection: conn,
             relative_to: is_relative(written).then_some(self.home(conn)?),

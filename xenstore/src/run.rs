@@ -119,6 +119,10 @@ impl<S: Storage> Server<S> {
 
     /// Runs the request of a connection, if it has one that may run; gives its cost.
     fn serve(&mut self, conn: ConnId) -> u32 {
+        let has_layers = !self.layers.is_empty();
+        if has_layers && let Some(cost) = self.hold_back(conn) {
+            return cost;
+        }
         let Some((request, cause)) = self.take_request(conn) else {
             return 1;
         };
@@ -160,17 +164,21 @@ impl<S: Storage> Server<S> {
         let refused = answer.as_ref().err().copied();
         self.reply(conn, request.header, answer);
         self.note_request(conn, &request, |request| Entry::Served { request, refused });
+        let events = self.events.wrapping_sub(events);
+        let cost = cost.saturating_add(events).saturating_add(self.work);
+        let cost = u32::try_from(cost).unwrap_or(u32::MAX);
+        if has_layers {
+            self.complete_request(conn, &request, refused, cost);
+        }
         self.spare.keep(request.payload);
         self.cause = None;
         if is_charged {
             self.account(conn);
         }
-        let events = self.events.wrapping_sub(events);
-        let cost = cost.saturating_add(events).saturating_add(self.work);
-        u32::try_from(cost).unwrap_or(u32::MAX)
+        cost
     }
 
-    fn may_run(&self, connection: &Connection<S>) -> bool {
+    pub(crate) fn may_run(&self, connection: &Connection<S>) -> bool {
         let outstanding = u64::try_from(connection.outstanding.len()).unwrap_or(u64::MAX);
         !connection.stopped
             && connection.held.is_none()
@@ -193,7 +201,8 @@ impl<S: Storage> Server<S> {
     }
 
     /// The request of a connection, if it has one that may run; and as what it makes others work, if its client is unprivileged.
-    fn take_request(&mut self, conn: ConnId) -> Option<(Request, Option<Cause>)> {
+    #[inline(always)]
+    pub(crate) fn take_request(&mut self, conn: ConnId) -> Option<(Request, Option<Cause>)> {
         self.connections.get_mut(conn)?.queued = false;
         if !self.may_run(self.connections.get(conn)?) {
             return None;

@@ -22,10 +22,12 @@ use crate::events::Telling;
 use crate::features::Features;
 use crate::ids::{ConnId, DomId, EvtchnPort, Identity, Ticket};
 use crate::journal::{Entry, Journal};
+use crate::layer::{self, Layers};
 use crate::lifecycle::Ending;
 use crate::live_update::LiveUpdate;
 use crate::memory::{Left, Supply};
 use crate::output::Cause;
+use crate::policy::{self, Policies};
 use crate::quota::{Peaks, Quotas};
 use crate::storage::{Storage, Tree};
 use crate::store::Store;
@@ -48,6 +50,13 @@ pub struct Settings {
     pub features: Features,
     /// How long an unprivileged client may leave an event unread; zero for ever.
     pub event_timeout: Duration,
+    /// Who may do what.
+    pub policies: policy::Choice,
+    /// What stands between clients and the store.
+    pub layers: layer::Choice,
+    /// Crashes in the way that the text names, and answers whether there is such a way.
+    #[cfg(feature = "inject")]
+    pub injector: Option<fn(&[u8]) -> bool>,
     /// How long the nodes below `/tool/xenstored/counters` stay as they are at least; zero for no such nodes.
     pub counter_interval: Duration,
 }
@@ -62,6 +71,10 @@ impl Settings {
             quotas: Quotas::default(),
             features: Features::ALL,
             event_timeout: Duration::from_secs(20),
+            policies: policy::Choice::default(),
+            layers: layer::Choice::default(),
+            #[cfg(feature = "inject")]
+            injector: None,
             counter_interval: Duration::from_secs(10),
         }
     }
@@ -153,6 +166,8 @@ pub struct Server<S: Storage = Tree> {
     /// Unprivileged connections with unread events, by when to look whether they are too old; each at most once.
     pub(crate) deadlines: BTreeSet<(Instant, ConnId)>,
     pub(crate) turns: Turns,
+    pub(crate) policies: Policies,
+    pub(crate) layers: Layers,
     /// What the present request made the store do besides, in units of cost.
     pub(crate) work: u64,
     /// What all requests and ends of domains have cost so far.
@@ -239,6 +254,12 @@ impl<S: Storage> Server<S> {
         domain.filter(|_| !self.domains.is_privileged(domid))
     }
 
+    /// Whether something besides unprivileged domains asks for the time: a layer, or a policy other than `legacy`.
+    #[must_use]
+    pub fn needs_time(&self) -> bool {
+        !self.layers.is_empty() || self.policies.more().is_some()
+    }
+
     /// Whether a domain has a connection.
     #[must_use]
     pub fn is_introduced(&self, domid: DomId) -> bool {
@@ -286,6 +307,8 @@ impl<S: Storage> Server<S> {
             fresh_watch: None,
             deadlines: BTreeSet::new(),
             turns: Turns::default(),
+            policies: Policies::default(),
+            layers: Layers::default(),
             work: 0,
             spent: 0,
             counter_nodes: CounterNodes::default(),
@@ -312,11 +335,7 @@ impl<S: Storage> Server<S> {
     /// # Errors
     /// The framing is broken and the connection is stopped; its ring should say so and then be left alone.
     pub fn handle_bytes(&mut self, conn: ConnId, bytes: &[u8]) -> Result<usize, ProtocolFault> {
-        self.at_work = Some(AtWork {
-            conn,
-            header: None,
-            is_answered: false,
-        });
+        self.at_work = Some(AtWork::without_request(conn));
         let taken = self.take_bytes(conn, bytes);
         self.at_work = None;
         taken
@@ -410,6 +429,7 @@ impl<S: Storage> Server<S> {
         self.now = now;
         self.drop_old_events(now);
         self.end_due_holds();
+        self.tell_policies_of_time();
         self.write_counter_nodes();
         self.journal.note(|| Entry::Timeout(now));
     }
@@ -508,6 +528,7 @@ impl<S: Storage> Server<S> {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let oldest_event = self.deadlines.first().map(|(due, _)| *due);
         let hold = self.holds.first().map(|(until, _)| *until);
-        earlier(earlier(oldest_event, hold), self.counter_nodes_due())
+        let due = earlier(earlier(oldest_event, hold), self.counter_nodes_due());
+        earlier(due, self.policies_due())
     }
 }

@@ -26,6 +26,21 @@ pub(crate) const RELEASE_DOMAIN: &str = "@releaseDomain";
 pub(crate) struct Store<S: Storage> {
     pub(crate) nodes: S,
     pub(crate) generation: Generation,
+    pub(crate) sums: Sums,
+}
+
+/// All nodes, and what they cost their owners together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sums {
+    pub(crate) nodes: u64,
+    pub(crate) bytes: u64,
+}
+
+impl Sums {
+    pub(crate) fn add(&mut self, charge: Charge) {
+        self.nodes = self.nodes.saturating_add_signed(charge.nodes);
+        self.bytes = self.bytes.saturating_add_signed(charge.bytes);
+    }
 }
 
 impl<S: Storage> Store<S> {
@@ -49,6 +64,7 @@ impl<S: Storage> Store<S> {
         Self {
             nodes,
             generation: Generation(0),
+            sums: Sums::default(),
         }
     }
 
@@ -77,6 +93,9 @@ impl<S: Storage> Server<S> {
         self.work = self.work.saturating_add(self.effects.cost());
         self.did_change = true;
         faults::may_crash();
+        for (_, charge) in self.effects.charges() {
+            self.store.sums.add(charge);
+        }
         let exact = post(
             &mut self.domains,
             &mut self.peaks,
@@ -106,6 +125,10 @@ impl<S: Storage> Server<S> {
     /// Sets every account to what a walk over the tree finds.
     pub(crate) fn recount(&mut self) {
         let found = count(&self.store.nodes);
+        self.store.sums = Sums::default();
+        for charge in found.values() {
+            self.store.sums.add(*charge);
+        }
         for domain in self.domains.iter_mut() {
             let charge = found.get(&domain.incarnation).copied().unwrap_or_default();
             domain.usage.nodes = charge.nodes.unsigned_abs();
@@ -133,6 +156,7 @@ impl<S: Storage> Server<S> {
         self.create_missing(&STORE_FOLDERS);
         self.commit(None);
         self.recount();
+        self.start_extensions();
         self
     }
 

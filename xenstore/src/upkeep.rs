@@ -3,6 +3,7 @@
 use alloc::rc::Rc;
 
 use crate::acl::Incarnation;
+use crate::conflict::Hold;
 use crate::connection::Connection;
 use crate::domain::Domain;
 use crate::ids::ConnId;
@@ -98,6 +99,11 @@ impl<S: Storage> Server<S> {
     pub(crate) fn clear(&mut self, conn: ConnId) {
         self.watches.remove_all(conn);
         self.end_update_of(conn);
+        let parked = |hold: &Hold| hold.is_parked;
+        let connection = self.connections.get(conn);
+        if connection.is_some_and(|connection| connection.held.as_ref().is_some_and(parked)) {
+            self.end_hold(conn);
+        }
         let Some(connection) = self.connections.get_mut(conn) else {
             return;
         };

@@ -8,10 +8,10 @@ use std::process::ExitCode;
 
 use host::daemon::Daemon;
 use lexopt::prelude::*;
-use xenstore::{DomId, Quota, Settings};
+use xenstore::{DomId, Quota, Settings, layer, policy};
 
 const HELP: &str = "\
-ferrostored [--socket PATH] [--domains N] [--quota NAME=LIMIT]... [--log LEVEL]
+ferrostored [--socket PATH] [--domains N] [--quota NAME=LIMIT]... [--policy LIST] [--layer LIST] [--log LEVEL]
 
 Serves xenstore on a unix socket, in the foreground.
 
@@ -19,6 +19,8 @@ Serves xenstore on a unix socket, in the foreground.
   --domains N          make domains 1 to N, up to 1000, with rings in memory: whoever connects to PATH.dom1 plays domain 1, one
                        client at a time; default: 0
   --quota NAME=LIMIT   a limit for unprivileged domains
+  --policy LIST        who may do what; default: legacy (docs/policies.md)
+  --layer LIST         what stands between clients and the store; default: nothing (docs/policies.md)
   --log LEVEL          off, error, warn, info, debug or trace; default: info";
 const DEFAULT_SOCKET: &str = "/run/xenstored/socket";
 /// The domain that clients of the socket speak for.
@@ -40,12 +42,22 @@ fn run() -> Result<(), Box<dyn Error>> {
     let mut settings = Settings::new(DOM0, DOM0);
     let mut domains = 0;
     let mut level = log::LevelFilter::Info;
+    let mut ignored = Vec::new();
     let mut arguments = lexopt::Parser::from_env();
     while let Some(argument) = arguments.next()? {
         match argument {
             Long("socket") => socket = arguments.value()?.into(),
             Long("domains") => domains = arguments.value()?.parse()?,
             Long("quota") => set_quota(&mut settings, &arguments.value()?.string()?)?,
+            Long("policy") => {
+                let chosen = policy::Choice::parse(arguments.value()?.as_encoded_bytes());
+                settings.policies = chosen.map_err(|error| format!("policy {error}"))?;
+            }
+            Long("layer") => {
+                let (layers, errors) = layer::Choice::parse(arguments.value()?.as_encoded_bytes());
+                settings.layers = layers;
+                ignored.extend(errors);
+            }
             Long("log") => level = arguments.value()?.parse()?,
             Short('h') | Long("help") => {
                 println!("{HELP}");
@@ -55,6 +67,9 @@ fn run() -> Result<(), Box<dyn Error>> {
         }
     }
     env_logger::Builder::new().filter_level(level).init();
+    for error in ignored {
+        log::warn!("ignoring layer {error}");
+    }
     let mut daemon = Daemon::listen(&socket, settings, domains)
         .map_err(|error| format!("cannot listen at {}: {error}", socket.display()))?;
     log::info!("serving {}", socket.display());

@@ -9,10 +9,10 @@ use alloc::vec::Vec;
 use core::cmp::Reverse;
 
 use super::codec::{Body, Writer};
-use super::own::{Bytes, Numbers, Own};
+use super::own::{Bytes, Near, Numbers, Own};
 use super::record::{HAS_UNIQUE, IDENTIFIER, IGNORE, NO_TARGET, Permissions, UNLIMITED, kind};
 use super::snapshot::{SPECIALS, Step, steps};
-use super::{Format, Host, LeftOut, Loss, Sink};
+use super::{Format, Host, LeftOut, Loss, Sink, Size};
 use crate::acl::{Acl, Holder, Incarnation};
 use crate::answer::Answer;
 use crate::connection::Connection;
@@ -28,6 +28,7 @@ use crate::server::{Action, Question, Server};
 use crate::storage::{Node, Storage};
 use crate::time::Instant;
 use crate::transaction::Transaction;
+use crate::turns::Entry as Turn;
 use crate::wire::{Errno, HEADER_SIZE, Header, Kind};
 
 /// Most bytes of input that a connection's record has place for.
@@ -51,6 +52,7 @@ impl<S: Storage> Server<S> {
             out: Writer::new(sink),
             order: order(self),
             permissions: PermissionBytes::default(),
+            before: String::new(),
             nodes: 0,
             crash: None,
         }
@@ -61,7 +63,8 @@ impl<S: Storage> Server<S> {
     /// Writes the state of a server that crashed, in [`Format::Own`], as [`Server::export`] does. It is as it was between two requests, but
     /// for what the last one had done already.
     ///
-    /// The connection that the server worked for is blamed, or `at_work` if the host knows better: what it has is left out.
+    /// The connection that the server worked for is blamed, or `at_work` if the host knows better: what it has is left out. If the sink has
+    /// no room for all, open transactions are left out, too, and get EAGAIN.
     pub fn export_after_crash(
         &self,
         now: Instant,
@@ -69,11 +72,7 @@ impl<S: Storage> Server<S> {
         at_work: Option<ConnId>,
         sink: &mut dyn Sink,
     ) {
-        let known = at_work.map(|conn| AtWork {
-            conn,
-            header: None,
-            is_answered: true,
-        });
+        let known = at_work.map(AtWork::without_request);
         let own = self
             .at_work
             .filter(|own| at_work.is_none_or(|conn| conn == own.conn));
@@ -89,19 +88,40 @@ impl<S: Storage> Server<S> {
                 *connection = left;
             }
         }
-        Export {
-            server: self,
-            is_own: true,
-            format: Format::Own,
-            now,
-            host,
-            out: Writer::new(sink),
-            order,
-            permissions: PermissionBytes::default(),
-            nodes: 0,
-            crash: Some(Crashed { blamed, at_work }),
+        let crashed = Crashed {
+            blamed,
+            at_work,
+            gives_up: false,
+        };
+        let write = |sink: &mut dyn Sink, crashed| {
+            Export {
+                server: self,
+                is_own: true,
+                format: Format::Own,
+                now,
+                host,
+                out: Writer::new(sink),
+                order: order.clone(),
+                permissions: PermissionBytes::default(),
+                before: String::new(),
+                nodes: 0,
+                crash: Some(crashed),
+            }
+            .write();
+        };
+        let room = sink.room();
+        let mut size = Size::default();
+        if room < u64::MAX {
+            write(&mut size, crashed);
         }
-        .write();
+        let gives_up = size.0 > room;
+        write(
+            sink,
+            Crashed {
+                gives_up,
+                ..crashed
+            },
+        );
     }
 
     /// What a format has no place for.
@@ -120,14 +140,19 @@ struct Export<'a, S: Storage> {
     /// The connections in the order of the stream; their ids there count from 1.
     order: Vec<(ConnId, &'a Connection<S>)>,
     permissions: PermissionBytes,
+    /// The path of the last node that was written in a record of our own.
+    before: String,
     nodes: u64,
     crash: Option<Crashed>,
 }
 
 /// What is known of a crash.
+#[derive(Clone, Copy)]
 struct Crashed {
     blamed: Option<Blamed>,
     at_work: Option<AtWork>,
+    /// There is no room for what open transactions hold: they cannot be merged any more.
+    gives_up: bool,
 }
 
 impl Crashed {
@@ -164,6 +189,13 @@ impl<S: Storage> Export<'_, S> {
         if self.is_own {
             self.out.record(record.kind(), |body| record.write(body));
         }
+    }
+
+    /// A record of our own with the path of a node, of which it has how that differs from the one before.
+    fn near<'p>(&mut self, path: PathRef<'p>, record: impl FnOnce(Near<'p>) -> Own<'p>) {
+        let own = record(Near::of(path.as_str(), &self.before));
+        self.out.record(own.kind(), |body| own.write(body));
+        note(&mut self.before, path);
     }
 
     fn begin(&mut self) {
@@ -252,15 +284,16 @@ impl<S: Storage> Export<'_, S> {
                 let facts = Bytes(&link.facts);
                 self.own(&Own::HostLink { conn: id, facts });
             }
-            let mut output = unsent(connection);
-            if !self.is_own {
-                output.bytes.extend(self.server.update_reply(conn));
-            }
+            let last = match self.is_own {
+                true => Vec::new(),
+                false => self.server.update_reply(conn),
+            };
+            let output = Unsent::of(connection, &last);
             let input = input(self.server, self.is_own, connection);
             let unique = ring.and_then(|domain| domain.unique);
             let unique = unique.and_then(|unique| u64::try_from(unique.0).ok());
             let target = ring.and_then(|domain| self.target(domain));
-            self.out.record(kind::CONNECTION, |body| {
+            self.out.long_record(kind::CONNECTION, |body| {
                 body.u32(id);
                 body.u16(u16::from(ring.is_none()));
                 body.u16(if unique.is_some() { HAS_UNIQUE } else { 0 });
@@ -277,9 +310,9 @@ impl<S: Storage> Export<'_, S> {
                 }
                 body.len16(input.len());
                 body.len16(output.begun_left);
-                body.len32(output.bytes.len());
+                body.len32(output.len);
                 body.bytes(&input);
-                body.bytes(&output.bytes);
+                output.write(body);
                 body.pad();
                 if let Some(unique) = unique {
                     body.u64(unique);
@@ -311,6 +344,8 @@ impl<S: Storage> Export<'_, S> {
         let outstanding = connection.outstanding.keys().copied();
         let (absent, lost, outstanding) = (numbers(absent), numbers(lost), numbers(outstanding));
         let last = connection.transactions.last;
+        // A request that a layer lets wait is input that nobody has looked at.
+        let held = connection.held.filter(|hold| !hold.is_parked);
         self.own(&Own::Client {
             conn: id,
             number: conn.number,
@@ -319,14 +354,14 @@ impl<S: Storage> Export<'_, S> {
             late: connection.late,
             served: connection.served.0,
             deadline: connection.deadline,
-            held_since: connection.held.map(|hold| hold.since).unwrap_or_default(),
-            held_until: connection.held.map(|hold| hold.until),
+            held_since: held.map(|hold| hold.since).unwrap_or_default(),
+            held_until: held.map(|hold| hold.until),
             waiting: connection.waiting.map(|ticket| ticket.0),
             last_transaction: last.map_or(0, TxId::get),
             absent: Numbers(&absent),
             lost: Numbers(&lost),
             outstanding: Numbers(&outstanding),
-            begun: Bytes(&unsent(connection).begun),
+            begun: Bytes(&begun(connection)),
             crashes: connection.crashes,
         });
     }
@@ -394,14 +429,18 @@ impl<S: Storage> Export<'_, S> {
         let PermissionBytes {
             entries, departed, ..
         } = &self.permissions;
-        if self.is_own {
-            let mark = Own::NodeMark {
-                generation: node.generation.0,
-                departed: Bytes(departed),
-            };
-            self.out.record(mark.kind(), |body| mark.write(body));
-        }
         let value = node.value.as_bytes();
+        if self.is_own {
+            let own = Own::Node {
+                path: Near::of(path.as_str(), &self.before),
+                generation: node.generation.0,
+                permissions: Permissions::written(entries),
+                departed: Bytes(departed),
+                value: Bytes(value),
+            };
+            self.out.record(own.kind(), |body| own.write(body));
+            return note(&mut self.before, path);
+        }
         self.out.record(kind::NODE, |body| {
             body.u32(0);
             body.u32(0);
@@ -482,6 +521,9 @@ impl<S: Storage> Export<'_, S> {
     /// Open transactions, the youngest first: each begins with what makes the nodes that it began with of those of the one before.
     fn transactions(&mut self) {
         let mut open = Vec::new();
+        if self.crash.as_ref().is_some_and(|crash| crash.gives_up) {
+            return;
+        }
         let broke = |conn, tx| {
             self.crash
                 .as_ref()
@@ -492,7 +534,7 @@ impl<S: Storage> Export<'_, S> {
             let whole = own.filter(|(tx, _)| !broke(*conn, **tx));
             open.extend(whole.map(|(tx, transaction)| (id, *tx, &**transaction)));
         }
-        open.sort_by_key(|(.., transaction)| Reverse(transaction.opening.number));
+        open.sort_unstable_by_key(|(.., transaction)| Reverse(transaction.opening.number));
         let mut nodes = &self.server.store.nodes;
         for (id, tx, transaction) in open {
             if !transaction.is_given_up {
@@ -518,14 +560,12 @@ impl<S: Storage> Export<'_, S> {
         for (kind, payload, answer) in transaction.kept() {
             self.kept(kind, payload, answer);
         }
-        for path in transaction.log.touched.paths() {
-            self.own(&Own::Touched { path });
-        }
-        for (path, mark) in transaction.log.touched.marked() {
-            self.own(&Own::Change {
-                path: path.as_str(),
-                is_removed: mark.removed,
-                made: u32::try_from(mark.made).unwrap_or(u32::MAX),
+        for (path, mark) in transaction.log.touched.all() {
+            let made = mark.map_or(0, |mark| mark.made);
+            self.near(path, |path| Own::Touched {
+                path,
+                is_removed: mark.map(|mark| mark.removed),
+                made: u32::try_from(made).unwrap_or(u32::MAX),
             });
         }
         let effects = &transaction.log.effects;
@@ -541,9 +581,9 @@ impl<S: Storage> Export<'_, S> {
         }
         for estate in effects.estates() {
             if let Some(domid) = self.alive(estate.owner) {
-                self.own(&Own::Estate {
+                self.near(estate.path.as_ref(), |path| Own::Estate {
+                    path,
                     domid,
-                    path: estate.path.as_str(),
                     is_gained: estate.gained,
                 });
             }
@@ -561,31 +601,32 @@ impl<S: Storage> Export<'_, S> {
         let (tag, start, text): (u8, usize, &[u8]) = match answer {
             Ok(Answer::Done) => (0, 0, &[]),
             Ok(Answer::Value(value)) => (1, 0, value.as_bytes()),
-            Ok(Answer::Names(names)) => (2, 0, names),
+            Ok(Answer::Names(bytes) | Answer::Bytes(bytes)) => (2, 0, bytes),
             Ok(Answer::Part(names, start)) => (3, *start, names),
             Ok(Answer::Permissions(shown)) => (4, 0, shown.as_bytes()),
             Ok(Answer::Text(text)) => (5, 0, text.as_bytes()),
             Err(errno) => (6, 0, errno.name().as_bytes()),
         };
-        self.own(&Own::Request {
+        let request = Own::Request {
             kind: kind.number(),
             payload: Bytes(payload),
             answer: tag,
             start: u32::try_from(start).unwrap_or(u32::MAX),
             text: Bytes(text),
-        });
+        };
+        let kind = request.kind();
+        self.out.long_record(kind, |body| request.write(body));
     }
 
     fn steps(&mut self, old: &S, new: &S) {
         steps(old, new, |step| match step {
             Step::Cut(path) => {
-                let path = path.as_str();
-                self.own(&Own::Cut { path });
+                self.near(path, |path| Own::Cut { path });
             }
             Step::Set { path, node, is_new } => {
                 self.permissions.of(self.server, true, &node.acl);
                 let set = Own::Set {
-                    path: path.as_str(),
+                    path: Near::of(path.as_str(), &self.before),
                     is_new,
                     generation: node.generation.0,
                     permissions: Permissions::written(&self.permissions.entries),
@@ -593,6 +634,7 @@ impl<S: Storage> Export<'_, S> {
                     value: Bytes(node.value.as_bytes()),
                 };
                 self.out.record(set.kind(), |body| set.write(body));
+                note(&mut self.before, path);
             }
         });
     }
@@ -600,7 +642,7 @@ impl<S: Storage> Export<'_, S> {
     /// Whose turn it is, who waits for the host, and what the host is to do.
     fn queues(&mut self) {
         let server = self.server;
-        for change in &server.history.changes {
+        for change in server.history.kept() {
             self.own(&Own::GuestChange {
                 number: change.number,
                 domid: change.domain.domid,
@@ -610,7 +652,7 @@ impl<S: Storage> Export<'_, S> {
             });
         }
         let is_in_order = self.crash.is_none();
-        for entry in server.turns.waiting().filter(|_| is_in_order) {
+        for entry in turns(server).into_iter().filter(|_| is_in_order) {
             self.own(&Own::Turn {
                 connection: entry.conn.number,
                 ends: entry.ends.0,
@@ -666,7 +708,10 @@ impl<S: Storage> Export<'_, S> {
 
     /// Who waits for this update.
     fn update(&mut self) {
-        if let Some(unanswered) = &self.server.live_update.unanswered {
+        let lost = self.crash.as_ref().and_then(Crashed::lost);
+        if let Some(unanswered) = &self.server.live_update.unanswered
+            && lost != Some(unanswered.conn)
+        {
             let connection = unanswered.conn.number;
             self.own(&Own::Update {
                 connection,
@@ -677,7 +722,10 @@ impl<S: Storage> Export<'_, S> {
 
     /// Whose work it was.
     fn crash(&mut self) {
-        let Some(Crashed { blamed, at_work }) = &self.crash else {
+        let Some(Crashed {
+            blamed, at_work, ..
+        }) = &self.crash
+        else {
             return;
         };
         let request = at_work.and_then(|at_work| at_work.header);
@@ -725,6 +773,20 @@ fn order<S: Storage>(server: &Server<S>) -> Vec<(ConnId, &Connection<S>)> {
         order.extend(chain.into_iter().rev());
     }
     order
+}
+
+/// Who waits for a turn, in order. A request that a layer lets wait is one that nobody has looked at: in the next instance it has its turn.
+fn turns<S: Storage>(server: &Server<S>) -> Vec<Turn> {
+    let is_parked = |connection: &Connection<S>| connection.held.is_some_and(|hold| hold.is_parked);
+    let parked = server.connections.iter_with_ids();
+    let parked = parked.filter(|(_, connection)| is_parked(connection));
+    let parked = parked.map(|(conn, connection)| {
+        let cost = connection.foreseen_cost();
+        server.turns.entry(conn, connection.served, cost)
+    });
+    let mut turns: Vec<Turn> = server.turns.waiting().copied().chain(parked).collect();
+    turns.sort_unstable();
+    turns
 }
 
 /// What the host has not done yet, or has not told of: those it knows of already first.
@@ -784,39 +846,59 @@ fn input<S: Storage>(server: &Server<S>, is_own: bool, connection: &Connection<S
 }
 
 /// What a connection has to send.
-struct Unsent {
-    /// What was sent of the first message.
-    begun: Vec<u8>,
-    /// Bytes that are left of that message, if some were sent.
+struct Unsent<'a, S: Storage> {
+    connection: &'a Connection<S>,
+    /// Behind all messages.
+    last: &'a [u8],
+    /// Bytes that are left of the first message, if some were sent.
     begun_left: usize,
     /// All that is to be sent.
-    bytes: Vec<u8>,
+    len: usize,
 }
 
-fn unsent<S: Storage>(connection: &Connection<S>) -> Unsent {
+impl<'a, S: Storage> Unsent<'a, S> {
+    fn of(connection: &'a Connection<S>, last: &'a [u8]) -> Self {
+        let (messages, sent) = connection.output.waiting();
+        let sizes = messages.map(|message| message.payload.len().saturating_add(HEADER_SIZE));
+        let (mut all, mut first) = (last.len(), None);
+        for size in sizes {
+            all = all.saturating_add(size);
+            first.get_or_insert(size);
+        }
+        let first = first.filter(|_| sent > 0).unwrap_or_default();
+        Self {
+            connection,
+            last,
+            begun_left: first.saturating_sub(sent),
+            len: all.saturating_sub(sent),
+        }
+    }
+
+    fn write(&self, body: &mut Body<'_, '_>) {
+        let (messages, mut sent) = self.connection.output.waiting();
+        let pieces = messages.flat_map(pieces).chain([self.last]);
+        for piece in pieces {
+            let (gone, left) = piece.split_at(sent.min(piece.len()));
+            sent = sent.saturating_sub(gone.len());
+            body.bytes(left);
+        }
+    }
+}
+
+fn pieces(message: &Message) -> [&[u8]; 3] {
+    let [first, second] = message.payload.pieces();
+    [&message.header, first, second]
+}
+
+/// What was sent of the first message of a connection.
+fn begun<S: Storage>(connection: &Connection<S>) -> Vec<u8> {
     let (messages, sent) = connection.output.waiting();
-    let mut bytes = Vec::new();
-    let mut first = 0;
-    for message in messages {
-        bytes.extend_from_slice(&message.header);
-        for piece in message.payload.pieces() {
-            bytes.extend_from_slice(piece);
-        }
-        if first == 0 {
-            first = bytes.len();
-        }
+    let mut begun: Vec<u8> = Vec::with_capacity(sent);
+    for piece in messages.take(1).flat_map(pieces) {
+        let left = sent.saturating_sub(begun.len());
+        begun.extend(piece.iter().take(left));
     }
-    let rest = bytes.split_off(sent.min(bytes.len()));
-    let begun_left = if sent > 0 {
-        first.saturating_sub(sent)
-    } else {
-        0
-    };
-    Unsent {
-        begun: bytes,
-        begun_left,
-        bytes: rest,
-    }
+    begun
 }
 
 /// The permissions of a node as a record has them; those of the node before are kept, since many nodes share theirs.
@@ -873,6 +955,12 @@ impl PermissionBytes {
     }
 }
 
+/// Notes the path of a node that was written.
+fn note(before: &mut String, path: PathRef<'_>) {
+    before.clear();
+    before.push_str(path.as_str());
+}
+
 fn ignored(departed: bool) -> u8 {
     if departed { IGNORE } else { 0 }
 }
@@ -886,7 +974,7 @@ fn named(all: &[(String, u32)]) -> impl Iterator<Item = (&str, u32)> {
 }
 
 /// Values, then their names.
-fn pairs(body: &mut Body<'_>, all: &[(&str, u32)]) {
+fn pairs(body: &mut Body<'_, '_>, all: &[(&str, u32)]) {
     for (_, value) in all {
         body.u32(*value);
     }

@@ -6,6 +6,7 @@ use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use super::children::Cursor;
 use super::{Branch, Children, Leaf, Node, Seed, Storage};
 use crate::acl::{Acl, Incarnation};
 use crate::bugs;
@@ -28,6 +29,7 @@ pub struct Limb(Rc<Node<Limb>>);
 impl Storage for Tree {
     type Child = Limb;
     type Branch = Limb;
+    type Growth = Growth;
 
     fn new(owner: Incarnation) -> Self {
         let root = Node::new(Seed::root(owner));
@@ -84,6 +86,39 @@ impl Storage for Tree {
         }
         parent.children.add(name, Limb(Rc::new(Node::new(seed))));
         Some(parent.acl.owner())
+    }
+
+    /// The nodes on the way to the last one are held until all below them are there, so that nothing is sought from the top.
+    fn grow(&mut self, growth: &mut Growth, path: PathRef<'_>, seed: Seed) -> Option<Incarnation> {
+        let (parent, name) = path.split()?;
+        while growth
+            .shoots
+            .last()
+            .is_some_and(|last| growth.path.get(..last.end) != Some(parent))
+        {
+            self.end_shoot(growth);
+        }
+        let above = match growth.shoots.last() {
+            Some(last) => &last.node,
+            None => &*self.root.descend(Components::of(parent))?.0,
+        };
+        if above.children.get(name).is_some() {
+            return None;
+        }
+        let owner = above.acl.owner();
+        growth.path.clear();
+        growth.path.push_str(path.as_str());
+        growth.shoots.push(Shoot {
+            node: Node::new(seed),
+            end: growth.path.len(),
+        });
+        Some(owner)
+    }
+
+    fn settle(&mut self, growth: &mut Growth) {
+        while !growth.shoots.is_empty() {
+            self.end_shoot(growth);
+        }
     }
 
     /// The new nodes are made first, and then become the tree's in one step.
@@ -148,29 +183,36 @@ impl Storage for Tree {
         let Some(first) = self.start(top).descend(top.components()) else {
             return;
         };
-        // The path of the node before, and the nodes to come, each with how much of that path is its parent's.
+        // The path of the node before; and what is to come: nodes, each with how much of that path is its parent's, and behind the first
+        // children of a node those that follow them.
         let mut path = String::from(top.as_str());
         each(top, &first.0);
         let mut open = Vec::new();
         let root = if top.is_root() { 0 } else { path.len() };
-        let mut node = (first, root);
-        loop {
-            let (limb, own) = node;
-            let below = limb.0.children.in_order();
-            open.extend(
-                below
-                    .into_iter()
-                    .rev()
-                    .map(|(name, child)| (own, name, child)),
-            );
-            let Some((above, name, child)) = open.pop() else {
-                return;
-            };
-            path.truncate(above);
-            path.push('/');
-            path.push_str(name);
-            each(PathRef::known(&path), &child.0);
-            node = (child, path.len());
+        open.push(Ahead::Children(root, first, Cursor::default()));
+        while let Some(next) = open.pop() {
+            match next {
+                Ahead::Children(above, limb, from) => {
+                    let first = open.len();
+                    let rest = limb.0.children.some_from(from, |name, child| {
+                        open.push(Ahead::Node(above, name, child));
+                    });
+                    let added = open.get_mut(first..).unwrap_or_default();
+                    added.reverse();
+                    if let Some(rest) = rest {
+                        open.insert(first, Ahead::Children(above, limb, rest));
+                    }
+                }
+                Ahead::Node(above, name, child) => {
+                    path.truncate(above);
+                    path.push('/');
+                    path.push_str(name);
+                    each(PathRef::known(&path), &child.0);
+                    if !child.0.children.is_empty() {
+                        open.push(Ahead::Children(path.len(), child, Cursor::default()));
+                    }
+                }
+            }
         }
     }
 
@@ -183,7 +225,46 @@ impl Storage for Tree {
     }
 }
 
+/// Nodes that are being restored, each the parent of the next: nothing of them is in the tree.
+#[derive(Default)]
+pub struct Growth {
+    /// Of the last of them.
+    path: String,
+    shoots: Vec<Shoot>,
+}
+
+struct Shoot {
+    node: Node<Limb>,
+    /// Where its path ends in that of the last one.
+    end: usize,
+}
+
+/// What a walk has before it.
+enum Ahead<'a> {
+    Node(usize, &'a Rc<str>, &'a Limb),
+    Children(usize, &'a Limb, Cursor),
+}
+
 impl Tree {
+    /// Makes the last of the nodes that are being restored a child of the one above it.
+    fn end_shoot(&mut self, growth: &mut Growth) {
+        let Growth { path, shoots } = growth;
+        let (Some(Shoot { node, end }), path) = (shoots.pop(), path.as_str()) else {
+            return;
+        };
+        let path = PathRef::known(path.get(..end).unwrap_or(path));
+        let Some((parent, name)) = path.split() else {
+            return;
+        };
+        let above = match shoots.last_mut() {
+            Some(last) => Some(&mut last.node),
+            None => self.root.descend_mut(Components::of(parent)),
+        };
+        if let Some(above) = above {
+            above.children.add(name, Limb(Rc::new(node)));
+        }
+    }
+
     fn start(&self, path: PathRef<'_>) -> &Limb {
         if path.is_special() {
             &self.specials

@@ -36,6 +36,7 @@ use crate::wire::Header;
 
 use connections::Client;
 use messages::Unsent;
+use nodes::Mark;
 use outline::{Known, Outline};
 
 /// Transactions of connections of which we are not told where they were counting begin with the number behind this, so that a request in one
@@ -60,10 +61,11 @@ impl<S: Storage> Server<S> {
         let outline = Outline::of(stream)?;
         let mut import = Import::new(settings, now, &outline);
         let mut last = None;
-        for record in Records::new(stream)? {
+        let mut records = Records::new(stream)?;
+        while let Some(record) = records.advance() {
             let record = record?;
             let at = |why| damaged(&record, why);
-            import.record(&record).map_err(at)?;
+            import.record(&record, &records.path).map_err(at)?;
             last = Some(record);
         }
         let finished = import.finish();
@@ -113,6 +115,8 @@ struct Import<'s, S: Storage> {
     /// Transactions of which nothing was read but that they are open.
     opaque: BTreeSet<(ConnId, TxId)>,
     has_root: bool,
+    /// Nodes that are not yet in the store.
+    growth: S::Growth,
     seen_specials: BTreeSet<&'static str>,
     nodes: u64,
     /// The nodes with which the last transaction began.
@@ -132,8 +136,6 @@ struct Next<'s> {
     host: Option<&'s [u8]>,
     /// Number and depth of a watch.
     watch: Option<(u64, Option<u32>)>,
-    /// Generation of a node, and the entries of its permissions that mean domains that are no more.
-    node: Option<(u64, &'s [u8])>,
 }
 
 /// How moments in the stream become moments now.
@@ -198,6 +200,7 @@ impl<'s, S: Storage> Import<'s, S> {
             lost: Vec::new(),
             opaque: BTreeSet::new(),
             has_root: false,
+            growth: S::Growth::default(),
             seen_specials: BTreeSet::new(),
             nodes: 0,
             base: None,
@@ -238,7 +241,11 @@ impl<'s, S: Storage> Import<'s, S> {
         }
     }
 
-    fn record(&mut self, record: &Record<'s>) -> Result<(), Damage> {
+    /// Takes a record; `path` is the whole path of one that has only how it differs.
+    fn record(&mut self, record: &Record<'s>, path: &str) -> Result<(), Damage> {
+        if !record.is_node() {
+            self.server.store.nodes.settle(&mut self.growth);
+        }
         match &record.content {
             Content::End => Ok(()),
             Content::Global(global) => {
@@ -250,7 +257,9 @@ impl<'s, S: Storage> Import<'s, S> {
             Content::Connection(connection) => self.connection(connection),
             Content::Watch(watch) => self.watch(watch),
             Content::Transaction(open) => self.opaque(open),
-            Content::Node(node) if node.conn == 0 => self.node(node),
+            Content::Node(node) if node.conn == 0 => {
+                self.node(node.path, node.permissions, node.value, Mark::default())
+            }
             Content::Node(node) => self.pending(node),
             Content::Quotas(quotas) => {
                 self.quotas(quotas);
@@ -260,7 +269,7 @@ impl<'s, S: Storage> Import<'s, S> {
                 self.domain(domain);
                 Ok(())
             }
-            Content::Own(own) => self.own(own),
+            Content::Own(own) => self.own(own, path),
             Content::Unknown => {
                 if self.skipped.len() < SKIPPED_MAX || self.skipped.contains_key(&record.kind) {
                     let count = self.skipped.entry(record.kind).or_default();
@@ -303,6 +312,9 @@ impl<S: Storage> Import<'_, S> {
         self.resolve_lost();
         self.count_outstanding()?;
         self.check_questions()?;
+        self.server
+            .resume_extensions()
+            .map_err(|_| Damage::Policy)?;
         if let Some((Crash { blamed }, unanswered)) = self.crash {
             self.server.go_on_after(blamed, unanswered);
         }

@@ -20,9 +20,10 @@ use crate::wire::Header;
 use super::Import;
 use super::connections::Client;
 use super::messages::MessageMark;
+use super::nodes::Mark;
 
 impl<'s, S: Storage> Import<'s, S> {
-    pub(super) fn own(&mut self, own: &Own<'s>) -> Result<(), Damage> {
+    pub(super) fn own(&mut self, own: &Own<'s>, path: &str) -> Result<(), Damage> {
         match own {
             Own::Store { .. } => self.store(own),
             Own::Peak { name, value } => {
@@ -51,12 +52,18 @@ impl<'s, S: Storage> Import<'s, S> {
                 };
                 self.message(*conn, mark)
             }
-            Own::NodeMark {
+            Own::Node {
                 generation,
+                permissions,
                 departed,
+                value,
+                ..
             } => {
-                self.next.node = Some((*generation, departed.0));
-                Ok(())
+                let mark = Mark {
+                    generation: *generation,
+                    departed: departed.0,
+                };
+                self.node(path, *permissions, value.0, mark)
             }
             Own::DomainMark { .. } => Ok(()),
             Own::Counter { .. } | Own::Refusals { .. } => self.counted(own),
@@ -75,14 +82,12 @@ impl<'s, S: Storage> Import<'s, S> {
                     Err(Damage::Digest)
                 }
             }
-            Own::Cut { .. } | Own::Set { .. } => self.step(own),
+            Own::Cut { .. } | Own::Set { .. } => self.step(own, PathRef::known(path)),
             Own::Begin { .. } => self.begin(own),
             Own::End {} => self.end(),
-            Own::Request { .. }
-            | Own::Touched { .. }
-            | Own::Change { .. }
-            | Own::Charge { .. }
-            | Own::Estate { .. } => self.in_transaction(own),
+            Own::Request { .. } | Own::Touched { .. } | Own::Charge { .. } | Own::Estate { .. } => {
+                self.in_transaction(own, PathRef::known(path))
+            }
             Own::GuestChange { .. } | Own::Turn { .. } | Own::Ready { .. } => self.queue(own),
             Own::Question { .. } | Own::Wish { .. } => self.wish(own),
             Own::Update { connection, header } => self.update(*connection, header.0),
@@ -171,7 +176,11 @@ impl<'s, S: Storage> Import<'s, S> {
             late,
             served,
             deadline,
-            held: held_until.map(|until| Hold { since, until }),
+            held: held_until.map(|until| Hold {
+                since,
+                until,
+                is_parked: false,
+            }),
             waiting,
             last_transaction,
             absent,
