@@ -161,6 +161,10 @@ fn hand_over(
 const NO_ROOM: &str = "Not enough memory for the state.";
 
 impl Rescue for Dispatcher<Machine> {
+    fn complete(&mut self) {
+        self.server_mut().complete_after_crash();
+    }
+
     fn rescue(&self, room: &mut [u8]) -> Option<Rescued> {
         self.hand_over_after_crash(room)
     }

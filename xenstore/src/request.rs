@@ -1,13 +1,14 @@
 //! From a request to its answer: the rules that hold for all of them, then the one that was asked for.
 
 use alloc::format;
-use core::mem;
+use alloc::rc::Rc;
 
 use crate::answer::Answer;
 use crate::bugs;
 use crate::connection::Request;
 use crate::database::{Refusal, Setting, Work, is_database};
 use crate::effects::Effects;
+use crate::faults;
 use crate::features::Features;
 use crate::ids::{ConnId, DomId, TxId};
 use crate::lifecycle::parse_domid;
@@ -79,11 +80,7 @@ impl<S: Storage> Server<S> {
             .execute(kind, payload),
         });
         if !self.effects.is_empty() {
-            let mut effects = mem::take(&mut self.effects);
-            self.commit(&mut effects);
-            self.note_changes(conn, &effects);
-            effects.clear();
-            self.effects = effects;
+            self.commit(Some(conn));
         }
         if self.policies.more().is_some() {
             self.tell_passed(!matches!(answer, Err(Refusal::Wait(_))));
@@ -122,7 +119,7 @@ impl<S: Storage> Server<S> {
         let place = Place {
             transactions: &mut connection.transactions,
             nodes: &mut self.store.nodes,
-            effects: &mut self.effects,
+            effects: Rc::make_mut(&mut self.effects),
             watches: (!told_all).then_some(&self.watches),
         };
         work(&mut setting, place)
@@ -146,7 +143,9 @@ impl<S: Storage> Server<S> {
         let log = self.spare_log.take().unwrap_or_default();
         let opening = self.history.open(self.now);
         let transaction = Transaction::start(&self.store.nodes, &self.domains, opening, log);
+        faults::may_crash();
         let id = connection.transactions.add(transaction);
+        self.did_change = true;
         Ok(Answer::Text(format!("{id}")))
     }
 
@@ -166,15 +165,22 @@ impl<S: Storage> Server<S> {
         let (mut work, mut spare) = (0, None);
         let ended = self.with_setting(conn, |setting, place| {
             if commit {
-                let Place { nodes, watches, .. } = place;
-                let committed = place.transactions.commit(id, setting, nodes, watches);
+                let Place {
+                    nodes,
+                    effects,
+                    watches,
+                    ..
+                } = place;
+                let committed = place
+                    .transactions
+                    .commit(id, setting, nodes, effects, watches);
                 work = place.transactions.take_work();
                 spare = place.transactions.take_spare();
                 committed
             } else {
                 place.transactions.abort(id)?;
                 spare = place.transactions.take_spare();
-                Ok(Effects::default())
+                Ok(())
             }
         });
         if self.policies.more().is_some() {
@@ -183,15 +189,13 @@ impl<S: Storage> Server<S> {
         }
         self.spare_log = spare.or(self.spare_log.take());
         self.work = self.work.saturating_add(work);
-        let mut effects = ended.inspect_err(|refusal| {
+        ended.inspect_err(|refusal| {
             if *refusal == Refusal::Errno(Errno::EAGAIN) {
                 self.note_conflict(conn);
             }
         })?;
-        self.commit(&mut effects);
-        self.note_changes(conn, &effects);
-        if let Some(log) = &mut self.spare_log {
-            log.reuse(effects);
+        if !self.effects.is_empty() {
+            self.commit(Some(conn));
         }
         Ok(Answer::Done)
     }
@@ -235,6 +239,7 @@ impl<S: Storage> Server<S> {
         connection.watches = connection.watches.saturating_add(1);
         connection.watch_bytes = connection.watch_bytes.saturating_add(bytes);
         self.fresh_watch = Some(self.watches.add(watch));
+        self.did_change = true;
         Ok(())
     }
 
@@ -251,6 +256,7 @@ impl<S: Storage> Server<S> {
             connection.lost.remove(&id);
         }
         self.drop_events(conn, |of, _| of == id);
+        self.did_change = true;
         Ok(Answer::Done)
     }
 
@@ -264,6 +270,7 @@ impl<S: Storage> Server<S> {
             connection.lost.clear();
             (connection.watches, connection.watch_bytes) = (0, 0);
         }
+        self.did_change = true;
         Answer::Done
     }
 
