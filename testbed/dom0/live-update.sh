@@ -16,6 +16,7 @@ readonly old=/testbed/ferrostore-old-stream.elf
 readonly guests=8
 rounds=$(cat /testbed/rounds)
 # Crashes of both kinds: in a request, which costs its connection or, of the toolstack, gets EIO; and elsewhere.
+readonly domains=12
 readonly crashes="panic ud2 readonly stack memory allocator loop"
 
 main() {
@@ -42,6 +43,10 @@ main() {
     step 60 "nothing was lost, doubled or out of order" nothing_wrong
     step 40 "an update to the first image, after the crashes" update_to "$image"
     step 90 "all guests are destroyed, and nothing is left of them" end_guests
+
+    step 120 "$domains domains' worth of nodes, 1000 each, in 8 MiB" fill
+    step 60 "an update of all that" update_of_all
+    step 60 "a crash with all that" crash_of_all
     finish
 }
 
@@ -166,6 +171,34 @@ crashed() {
 }
 
 has_crashed() { [ "$(xenstore-read /tool/xenstored/crash/count 2>/dev/null || echo 0)" -gt "$1" ]; }
+
+# As many nodes as so many domains may have; with the image, room for another and for the state, 8 MiB hold no more than about 14000.
+fill() {
+    for domain in $(seq $domains); do
+        seq 1000 | sed "s|.*|/testbed/many/$domain/device/vbd/& value-&|" | xargs -n 400 xenstore-write
+    done
+    all_there
+    echo "note: $(xenstore-control memreport | head -n 1)"
+}
+
+all_there() {
+    for domain in 1 $domains; do
+        expect "nodes" 1000 "$(xenstore-list "/testbed/many/$domain/device/vbd" | wc -l)"
+        expect "value" value-777 "$(xenstore-read "/testbed/many/$domain/device/vbd/777")"
+    done
+    expect "check" OK "$(xenstore-control check)"
+}
+
+update_of_all() {
+    update_to "$other"
+    all_there
+}
+
+crash_of_all() {
+    crashed panic
+    all_there
+    echo "note: $(last_pause)"
+}
 
 end_guests() {
     for n in $(seq $guests); do
