@@ -11,7 +11,7 @@ use core::fmt;
 use core::time::Duration;
 
 use log::LevelFilter;
-use xenstore::{DomId, EvtchnPort, Quota, Quotas};
+use xenstore::{DomId, EvtchnPort, Nesting, Quota, Quotas};
 
 use crate::xen::EventAbi;
 
@@ -30,6 +30,8 @@ pub struct Config {
     pub event_timeout: Duration,
     /// How long the slow scan of all rings takes; `None` if there is none.
     pub ring_scan: Option<Duration>,
+    /// Who may begin a transaction inside another.
+    pub nesting: Nesting,
     /// How events are delivered.
     pub event_abi: EventAbi,
     /// What is worth a line on the console.
@@ -71,6 +73,7 @@ impl Config {
             quotas: Quotas::default(),
             event_timeout: Duration::from_secs(20),
             ring_scan: Some(Duration::from_secs(20)),
+            nesting: Nesting::default(),
             event_abi: EventAbi::default(),
             log_level: LevelFilter::Info,
             warnings: Vec::new(),
@@ -166,6 +169,11 @@ impl Config {
         Ok(())
     }
 
+    fn set_nesting(&mut self, value: &[u8]) -> Result<(), Why> {
+        self.nesting = Nesting::parse(value)?;
+        Ok(())
+    }
+
     fn set_event_abi(&mut self, value: &[u8]) -> Result<(), Why> {
         self.event_abi = match value {
             b"fifo" => EventAbi::Fifo,
@@ -253,6 +261,7 @@ const OPTIONS: &[Spelling] = &[
 /// The words `name=value`.
 const WORDS: &[Spelling] = &[
     word("ring-scan", Meaning::Setting(Config::set_ring_scan)),
+    word("transactions", Meaning::Setting(Config::set_nesting)),
     word("evtchn", Meaning::Setting(Config::set_event_abi)),
     word("loglevel", Meaning::Setting(Config::set_log_level)),
 ];
@@ -393,8 +402,22 @@ mod tests {
         assert_eq!(config.event_timeout, Duration::from_secs(20));
         assert_eq!(config.ring_scan, Some(Duration::from_secs(20)));
         assert_eq!(config.event_abi, EventAbi::Fifo);
+        assert_eq!(config.nesting, Nesting::Flat);
         assert_eq!(config.log_level, LevelFilter::Info);
         assert!(config.warnings.is_empty());
+    }
+
+    #[test]
+    fn transactions_inside_others_are_allowed_by_a_word() {
+        let config = parse("--event 5 transactions=nested");
+        assert_eq!(config.nesting, Nesting::Nested);
+        let config = parse("--event 5 transactions=granted");
+        assert_eq!(config.nesting, Nesting::Granted);
+        assert!(config.warnings.is_empty());
+        let config = parse("--event 5 transactions=deep");
+        assert_eq!(config.nesting, Nesting::Flat);
+        let warning = "ignoring \"transactions=deep\": it takes flat, granted or nested";
+        assert_eq!(config.warnings, [warning]);
     }
 
     #[test]

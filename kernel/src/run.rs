@@ -22,7 +22,10 @@ pub fn run(boot: BootInfo) -> ! {
     let machine = Machine::start(ground, config.event_abi).unwrap_or_else(|error| crash(error));
 
     let privileged = config.privileged.unwrap_or(machine.privileged_domain());
+    let (features, grantable) = config.nesting.features();
     let server = Server::new(Settings {
+        features,
+        grantable,
         quotas: config.quotas.clone(),
         event_timeout: config.event_timeout,
         ..Settings::new(privileged, config.store.unwrap_or(machine.own_domain()))

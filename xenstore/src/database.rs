@@ -11,7 +11,7 @@ use crate::answer::Answer;
 use crate::bugs;
 use crate::counters::Counters;
 use crate::domain::{Domain, Domains};
-use crate::effects::{Editor, Effects, footprint};
+use crate::effects::{Charge, Editor, Effects, footprint};
 use crate::features::Features;
 use crate::ids::{DomId, EvtchnPort, Generation};
 use crate::memory::{self, Lack, Supply};
@@ -71,6 +71,8 @@ pub(crate) struct Setting<'a> {
     pub(crate) home: DomId,
     /// Domids that the host was asked for and knows no domain of.
     pub(crate) absent: &'a [DomId],
+    /// What the client has more in the transactions that the one at hand is inside of.
+    pub(crate) pending: Charge,
 }
 
 /// What a request works on: the store's own nodes or a transaction's.
@@ -318,7 +320,7 @@ impl<S: Storage> Work<'_, '_, S> {
         acl: &Acl,
     ) -> Result<(), Errno> {
         let added = u64::try_from(missing.clone().count()).unwrap_or(u64::MAX);
-        let pending = self.effects.charge_of(self.subject().incarnation);
+        let pending = self.pending();
         let owned = self
             .setting
             .client
@@ -353,12 +355,18 @@ impl<S: Storage> Work<'_, '_, S> {
     }
 
     fn check_memory(&self, added: u64) -> Result<(), Errno> {
-        let pending = self.effects.charge_of(self.subject().incarnation);
+        let pending = self.pending();
         let used = self.setting.used().saturating_add_signed(pending.bytes);
         if added == 0 {
             return Ok(());
         }
         self.setting.check_memory(used.saturating_add(added))
+    }
+
+    /// What the client has more in this piece of work, and in what this is part of.
+    fn pending(&self) -> Charge {
+        let own = self.effects.charge_of(self.subject().incarnation);
+        own.plus(self.setting.pending)
     }
 
     /// The node, which must exist, if the client has `right` to it.

@@ -65,7 +65,7 @@ pub mod wire;
 
 pub use connection::ProtocolFault;
 pub use counters::Counter;
-pub use features::Features;
+pub use features::{Features, Nesting};
 pub use ids::{ConnId, DomId, EvtchnPort, GrantRef, Identity, ReqId, Ticket, UniqueId};
 pub use journal::{Entry, Noted};
 pub use path::Path;

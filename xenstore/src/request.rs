@@ -7,7 +7,7 @@ use crate::answer::Answer;
 use crate::bugs;
 use crate::connection::Request;
 use crate::database::{Refusal, Setting, Work, is_database};
-use crate::effects::Effects;
+use crate::effects::{Charge, Effects};
 use crate::features::Features;
 use crate::ids::{ConnId, DomId, TxId};
 use crate::lifecycle::parse_domid;
@@ -108,6 +108,7 @@ impl<S: Storage> Server<S> {
             held: connection.footprint(),
             home: connection.home,
             absent: &connection.absent,
+            pending: Charge::default(),
         };
         let place = Place {
             transactions: &mut connection.transactions,
@@ -123,7 +124,7 @@ impl<S: Storage> Server<S> {
         conn: ConnId,
         transaction: Option<TxId>,
     ) -> Result<Answer, Refusal> {
-        if transaction.is_some() {
+        if transaction.is_some() && !self.has_feature(conn, Features::NESTED_TRANSACTIONS) {
             return Err(Errno::EBUSY.into());
         }
         self.check_memory(conn, 0)?;
@@ -133,10 +134,17 @@ impl<S: Storage> Server<S> {
             return Err(Errno::ENOSPC.into());
         }
         let connection = self.connections.get_mut(conn).ok_or(Errno::EIO)?;
+        let transactions = &mut connection.transactions;
+        let outer = transaction.and_then(|id| transactions.open.get(&id));
+        if outer.is_some_and(|outer| outer.is_given_up) {
+            return Err(Errno::EAGAIN.into());
+        }
+        let nodes = outer.map_or(&self.store.nodes, |outer| &outer.nodes);
         let log = self.spare_log.take().unwrap_or_default();
         let opening = self.history.open(self.now);
-        let transaction = Transaction::start(&self.store.nodes, &self.domains, opening, log);
-        let id = connection.transactions.add(transaction);
+        let mut begun = Transaction::start(nodes, &self.domains, opening, log);
+        begun.parent = transaction;
+        let id = transactions.add(begun);
         Ok(Answer::Text(format!("{id}")))
     }
 

@@ -41,6 +41,8 @@ pub struct Settings {
     pub quotas: Quotas,
     /// What the server offers.
     pub features: Features,
+    /// What SET_FEATURE may give a domain besides.
+    pub grantable: Features,
     /// How long an unprivileged client may leave an event unread; zero for ever.
     pub event_timeout: Duration,
     /// How long the nodes below `/tool/xenstored/counters` stay as they are at least; zero for no such nodes.
@@ -56,9 +58,17 @@ impl Settings {
             store,
             quotas: Quotas::default(),
             features: Features::ALL,
+            grantable: Features::NONE,
             event_timeout: Duration::from_secs(20),
             counter_interval: Duration::from_secs(10),
         }
+    }
+}
+
+impl Settings {
+    /// Whether a domain may have all of these features.
+    pub(crate) fn knows(&self, features: Features) -> bool {
+        self.features.with(self.grantable).has(features)
     }
 }
 

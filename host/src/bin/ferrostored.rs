@@ -8,10 +8,10 @@ use std::process::ExitCode;
 
 use host::daemon::Daemon;
 use lexopt::prelude::*;
-use xenstore::{DomId, Quota, Settings};
+use xenstore::{DomId, Nesting, Quota, Settings};
 
 const HELP: &str = "\
-ferrostored [--socket PATH] [--domains N] [--quota NAME=LIMIT]... [--log LEVEL]
+ferrostored [--socket PATH] [--domains N] [--quota NAME=LIMIT]... [--transactions WORD] [--log LEVEL]
 
 Serves xenstore on a unix socket, in the foreground.
 
@@ -19,6 +19,8 @@ Serves xenstore on a unix socket, in the foreground.
   --domains N          make domains 1 to N, up to 1000, with rings in memory: whoever connects to PATH.dom1 plays domain 1, one
                        client at a time; default: 0
   --quota NAME=LIMIT   a limit for unprivileged domains
+  --transactions WORD  who may begin a transaction inside another: nobody (flat), domains to which SET_FEATURE gives that (granted), or
+                       everybody (nested); default: flat
   --log LEVEL          off, error, warn, info, debug or trace; default: info";
 const DEFAULT_SOCKET: &str = "/run/xenstored/socket";
 /// The domain that clients of the socket speak for.
@@ -46,6 +48,10 @@ fn run() -> Result<(), Box<dyn Error>> {
             Long("socket") => socket = arguments.value()?.into(),
             Long("domains") => domains = arguments.value()?.parse()?,
             Long("quota") => set_quota(&mut settings, &arguments.value()?.string()?)?,
+            Long("transactions") => {
+                let nesting = Nesting::parse(arguments.value()?.string()?.as_bytes())?;
+                (settings.features, settings.grantable) = nesting.features();
+            }
             Long("log") => level = arguments.value()?.parse()?,
             Short('h') | Long("help") => {
                 println!("{HELP}");

@@ -65,6 +65,9 @@ impl<S: Storage> Server<S> {
     }
 }
 
+/// A connection's id in the stream, the connection, and an open transaction of it.
+type Open<'a, S> = (u32, ConnId, TxId, &'a Transaction<S>);
+
 struct Export<'a, S: Storage> {
     server: &'a Server<S>,
     is_own: bool,
@@ -391,21 +394,53 @@ impl<S: Storage> Export<'_, S> {
         }
     }
 
-    /// Open transactions, the youngest first: each begins with what makes the nodes that it began with of those of the one before.
+    /// Open transactions, the youngest first: each begins with what makes the nodes that it began with of those of the one before. Those that
+    /// are inside another follow it likewise, beginning with the nodes that it has.
     fn transactions(&mut self) {
         let mut open = Vec::new();
-        for (id, (_, connection)) in (1..).zip(&self.order) {
+        for (id, (conn, connection)) in (1..).zip(&self.order) {
             let own = connection.transactions.open.iter();
-            open.extend(own.map(|(tx, transaction)| (id, *tx, &**transaction)));
+            let own = own.filter(|(_, transaction)| transaction.parent.is_none());
+            open.extend(own.map(|(tx, transaction)| (id, *conn, *tx, &**transaction)));
         }
-        open.sort_by_key(|(.., transaction)| Reverse(transaction.opening.number));
-        let mut nodes = &self.server.store.nodes;
-        for (id, tx, transaction) in open {
+        let mut written = Vec::new();
+        self.siblings(&self.server.store.nodes, open, &mut written);
+        while let Some((id, conn, tx, outer)) = written.pop() {
+            let connection = self.server.connections.get(conn);
+            let Some(own) = connection.map(|connection| &connection.transactions) else {
+                continue;
+            };
+            let inside = own.inside(tx).filter_map(|tx| {
+                let transaction = own.open.get(&tx)?;
+                Some((id, conn, tx, &**transaction))
+            });
+            self.siblings(&outer.nodes, inside.collect(), &mut written);
+        }
+    }
+
+    /// Transactions that began with the nodes of the same one, or of the store.
+    fn siblings<'t>(
+        &mut self,
+        nodes: &S,
+        mut all: Vec<Open<'t, S>>,
+        written: &mut Vec<Open<'t, S>>,
+    ) {
+        all.sort_by_key(|(.., transaction)| Reverse(transaction.opening.number));
+        let mut nodes = nodes;
+        for (id, conn, tx, transaction) in all {
+            if let Some(parent) = transaction.parent {
+                let transaction = parent.get();
+                self.own(&Own::Inside {
+                    conn: id,
+                    transaction,
+                });
+            }
             if !transaction.is_given_up {
                 self.steps(nodes, &transaction.base);
                 nodes = &transaction.base;
             }
             self.transaction(id, tx, transaction);
+            written.push((id, conn, tx, transaction));
         }
     }
 

@@ -159,6 +159,7 @@ records! {
     24 Host { facts: Bytes<'a>, },
     25 HostLink { conn: u32, facts: Bytes<'a>, },
     26 Check { records: u64, nodes: u64, digest: u64, },
+    40 Inside { conn: u32, transaction: u32, },
 }
 
 /// What a record is made of.

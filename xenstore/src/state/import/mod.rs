@@ -113,8 +113,12 @@ struct Import<'s, S: Storage> {
     has_root: bool,
     seen_specials: BTreeSet<&'static str>,
     nodes: u64,
-    /// The nodes with which the last transaction began.
+    /// The nodes with which the last transaction began that is inside of no other.
     base: Option<S>,
+    /// The transaction that the next one is inside of.
+    outer: Option<(ConnId, TxId)>,
+    /// The nodes with which the last transaction inside of each one began.
+    inner_bases: BTreeMap<(ConnId, TxId), S>,
     transaction: Option<(ConnId, TxId, Box<Transaction<S>>)>,
     wished: BTreeSet<Ticket>,
     /// The places of the counters, by name.
@@ -197,6 +201,8 @@ impl<'s, S: Storage> Import<'s, S> {
             seen_specials: BTreeSet::new(),
             nodes: 0,
             base: None,
+            outer: None,
+            inner_bases: BTreeMap::new(),
             transaction: None,
             wished: BTreeSet::new(),
             counters: counters::places(),
@@ -287,7 +293,7 @@ impl<'s, S: Storage> Import<'s, S> {
 impl<S: Storage> Import<'_, S> {
     fn finish(mut self) -> Result<Restored<S>, Damage> {
         self.flush()?;
-        if !self.has_root || self.transaction.is_some() {
+        if !self.has_root || self.transaction.is_some() || self.outer.is_some() {
             return Err(Damage::Reference);
         }
         if self.opened.len() != self.ids.len() {

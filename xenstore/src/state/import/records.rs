@@ -73,6 +73,7 @@ impl<'s, S: Storage> Import<'s, S> {
                 }
             }
             Own::Cut { .. } | Own::Set { .. } => self.step(own),
+            Own::Inside { conn, transaction } => self.inside(*conn, *transaction),
             Own::Begin { .. } => self.begin(own),
             Own::End {} => self.end(),
             Own::Request { .. }
