@@ -27,6 +27,8 @@ pub(crate) enum Answer {
     Permissions(String),
     /// Text, sent with a NUL behind it.
     Text(String),
+    /// What a layer answered.
+    Bytes(Vec<u8>),
 }
 
 /// Whether a client could not tell one from the other. Generations are no matter: they only tell that something may have changed.
@@ -35,7 +37,7 @@ impl PartialEq for Answer {
         match (self, other) {
             (Self::Done, Self::Done) => true,
             (Self::Value(a), Self::Value(b)) => a == b,
-            (Self::Names(a), Self::Names(b)) => a == b,
+            (Self::Names(a), Self::Names(b)) | (Self::Bytes(a), Self::Bytes(b)) => a == b,
             (Self::Part(a, a_start), Self::Part(b, b_start)) => {
                 a.get(*a_start..) == b.get(*b_start..)
             }
@@ -80,7 +82,7 @@ impl Answer {
         match self {
             Self::Done => Payload::Fixed("OK\0"),
             Self::Value(value) => Payload::Value(value),
-            Self::Names(names) | Self::Part(names, _) => Payload::Bytes(names),
+            Self::Names(bytes) | Self::Part(bytes, _) | Self::Bytes(bytes) => Payload::Bytes(bytes),
             Self::Permissions(shown) => Payload::Bytes(shown.into_bytes()),
             Self::Text(text) => {
                 let mut payload = text.into_bytes();
@@ -94,7 +96,7 @@ impl Answer {
     pub(crate) fn footprint(&self) -> usize {
         match self {
             Self::Value(value) => value.as_bytes().len(),
-            Self::Names(names) | Self::Part(names, _) => names.len(),
+            Self::Names(bytes) | Self::Part(bytes, _) | Self::Bytes(bytes) => bytes.len(),
             Self::Permissions(shown) | Self::Text(shown) => shown.len(),
             Self::Done => 0,
         }

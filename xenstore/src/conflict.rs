@@ -76,11 +76,13 @@ pub(crate) struct Credits {
     pub(crate) writes: Credit,
 }
 
-/// A connection whose requests wait until its domain has credit again.
+/// A connection whose requests wait, mostly until its domain has credit again.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Hold {
     pub(crate) since: Instant,
     pub(crate) until: Instant,
+    /// It is a layer that lets its request wait.
+    pub(crate) is_parked: bool,
 }
 
 /// What is known of changes while transactions are open.
@@ -272,16 +274,23 @@ impl<S: Storage> Server<S> {
         };
         let since = match connection.held {
             Some(hold) if until <= hold.until => return,
-            Some(hold) => {
+            Some(hold) if !hold.is_parked => {
                 self.holds.remove(&(hold.until, conn));
                 hold.since
             }
-            None => {
+            parked => {
+                if let Some(hold) = parked {
+                    self.holds.remove(&(hold.until, conn));
+                }
                 connection.counters.refuse(reason, limit, now);
                 now
             }
         };
-        connection.held = Some(Hold { since, until });
+        connection.held = Some(Hold {
+            since,
+            until,
+            is_parked: false,
+        });
         self.holds.insert((until, conn));
     }
 
@@ -303,6 +312,9 @@ impl<S: Storage> Server<S> {
             && let Some(hold) = connection.held.take()
         {
             self.holds.remove(&(hold.until, conn));
+            if hold.is_parked {
+                return;
+            }
             let waited = u64::try_from(self.now.since(hold.since).as_millis()).unwrap_or(u64::MAX);
             connection.counters.count_more(Counter::HeldMs, waited);
         }

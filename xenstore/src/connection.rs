@@ -12,6 +12,7 @@ use crate::bugs;
 use crate::conflict::Hold;
 use crate::counters::Counters;
 use crate::ids::{ConnId, DomId, Ticket, TxId};
+use crate::layer::Gates;
 use crate::output::{Debt, Output};
 use crate::run::cost_of;
 use crate::storage::Storage;
@@ -67,8 +68,10 @@ pub(crate) struct Connection<S: Storage> {
     pub(crate) lost: BTreeSet<WatchId>,
     pub(crate) watches: u64,
     pub(crate) watch_bytes: u64,
-    /// Its requests wait until its domain has credit again.
+    /// Its requests wait, until its domain has credit again or as a layer says.
     pub(crate) held: Option<Hold>,
+    /// How far its present request has come among the layers.
+    pub(crate) gates: Gates,
     /// Nothing is read or written any more, until it starts anew.
     pub(crate) stopped: bool,
     /// When to look whether its oldest event is too old.
@@ -192,6 +195,7 @@ impl<S: Storage> Connection<S> {
             watches: 0,
             watch_bytes: 0,
             held: None,
+            gates: Gates::default(),
             stopped: false,
             deadline: None,
             served: Served::default(),
@@ -310,6 +314,12 @@ impl Input {
     /// Whether a request is whole. An empty payload is whole with its header.
     pub(crate) fn is_whole(&self) -> bool {
         matches!(self.request, Some((_, 0)))
+    }
+
+    /// The request, if it is whole.
+    pub(crate) fn whole(&self) -> Option<&Request> {
+        let (request, missing) = self.request.as_ref()?;
+        (*missing == 0).then_some(request)
     }
 
     /// Takes the request out, if it is whole.

@@ -9,7 +9,9 @@ use crate::connection::Connection;
 use crate::counters::Counters;
 use crate::domain::Domain;
 use crate::ids::DomId;
+use crate::layer;
 use crate::lifecycle::parse_domid;
+use crate::policy;
 use crate::privilege::Privileged;
 use crate::quota::{Peaks, Quota};
 use crate::server::Server;
@@ -29,13 +31,19 @@ pub(crate) struct Command<S: Storage> {
 type Run<S> = fn(&mut Server<S>, Privileged, &[&[u8]]) -> Result<String, Errno>;
 
 /// All of them.
-pub(crate) const fn commands<S: Storage>() -> [Command<S>; 8] {
+pub(crate) const fn commands<S: Storage>() -> [Command<S>; 10] {
     [
         command("check", "", check),
         command("counters", "[<domid>|total]", counters),
         command("help", "", help),
+        command(
+            "layer",
+            "[list|help|add <word>|remove <number>|set <list>]",
+            layer,
+        ),
         command("log", "[on|off|+io|-io]", log),
         command("memreport", "", memreport),
+        command("policy", "[list|help|set <list>]", policy),
         command("print", "<string>", print),
         command("quota", "[set <name> <val>|<domid>|max [-r]]", quota),
         command("quota-soft", "[set <name> <val>]", quota_soft),
@@ -123,6 +131,33 @@ fn counters<S: Storage>(
     }
 }
 
+/// Lists the layers, outermost first, or changes them: `help` says which there are.
+fn layer<S: Storage>(
+    server: &mut Server<S>,
+    _: Privileged,
+    parameters: &[&[u8]],
+) -> Result<String, Errno> {
+    match parameters {
+        [] | [b"list"] => Ok(server.layers.report()),
+        [b"help"] => Ok(layer::help()),
+        [b"add", word] => {
+            server.add_layer_word(word).map_err(|error| {
+                log::warn!("layer {error}");
+                Errno::EINVAL
+            })?;
+            done()
+        }
+        [b"remove", place] => {
+            let place = decimal(place, u32::MAX)?;
+            server.remove_layer(usize::try_from(place).unwrap_or(usize::MAX))?;
+            done()
+        }
+        [b"set"] => Ok(server.set_layers(&[])),
+        [b"set", list] => Ok(server.set_layers(list)),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
 /// Lists what is logged, or changes it: `io` is a line for each request and each reply.
 fn log<S: Storage>(
     server: &mut Server<S>,
@@ -165,6 +200,26 @@ fn memreport<S: Storage>(
     Ok(format!(
         "domains: {domains}\nnodes: {nodes} in {node_bytes} bytes\nwatches: {watches}\nconnections: {connections} in {bytes} bytes\n"
     ))
+}
+
+/// Lists the policies, or replaces those behind `legacy`: `help` says which there are.
+fn policy<S: Storage>(
+    server: &mut Server<S>,
+    _: Privileged,
+    parameters: &[&[u8]],
+) -> Result<String, Errno> {
+    match parameters {
+        [] | [b"list"] => Ok(server.policies.report()),
+        [b"help"] => Ok(policy::help()),
+        [b"set", list] => {
+            server.set_policies(list).map_err(|error| {
+                log::warn!("policy {error}; nothing has changed");
+                Errno::EINVAL
+            })?;
+            done()
+        }
+        _ => Err(Errno::EINVAL),
+    }
 }
 
 fn print<S: Storage>(

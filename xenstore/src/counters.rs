@@ -13,6 +13,7 @@ use core::cell::{Cell, RefCell};
 use core::fmt::Display;
 
 use crate::ids::DomId;
+use crate::policy::Access;
 use crate::refusal::{REASONS, Reason};
 use crate::spell::{Spell, Untold};
 use crate::time::Instant;
@@ -280,6 +281,16 @@ impl Counters {
         }
     }
 
+    /// Counts what a policy did not let the domain do, and logs it once a spell.
+    #[cold]
+    pub(crate) fn refuse_by_policy(&self, policy: &str, access: &Access<'_>) {
+        self.count_refusal(Reason::Policy);
+        if let Some(untold) = self.spell(Reason::Policy.place(), access.now()) {
+            let (domid, name, path) = (self.domid, access.operation().name(), access.path());
+            log::warn!("domain {domid}: refused by policy {policy}: {name} {path}{untold}");
+        }
+    }
+
     /// Counts things of a kind that happened for a limit, and logs that once a spell.
     #[cold]
     pub(crate) fn suffer(&self, counter: Counter, more: u64, limit: impl Display, now: Instant) {
@@ -343,8 +354,9 @@ impl Counters {
 
     /// Sets what was known of refusals.
     pub(crate) fn restore_spell(&self, reason: Reason, spell: Spell) {
+        let fresh = || Box::new(core::array::from_fn(|_| Spell::default()));
         let mut spells = self.spells.borrow_mut();
-        if let Some(place) = spells.get_or_insert_default().get_mut(reason.place()) {
+        if let Some(place) = spells.get_or_insert_with(fresh).get_mut(reason.place()) {
             *place = spell;
         }
     }

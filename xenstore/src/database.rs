@@ -6,16 +6,18 @@ use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::iter;
 
-use crate::acl::{self, Acl, Entry, Holder, Incarnation, Letter, Right, Subject};
+use crate::acl::{self, Acl, Entry, Holder, Incarnation, Letter, Subject};
 use crate::answer::Answer;
 use crate::bugs;
 use crate::counters::Counters;
 use crate::domain::{Domain, Domains};
 use crate::effects::{Charge, Editor, Effects, footprint};
+use crate::extension::View;
 use crate::features::Features;
 use crate::ids::{DomId, EvtchnPort, Generation};
 use crate::memory::{self, Lack, Supply};
 use crate::path::{Components, NamedPath, PathRef};
+use crate::policy::{Access, Legacy, Operation, Policies, Policy};
 use crate::quota::{Quota, Quotas, within};
 use crate::refusal::Reason;
 use crate::run::fits;
@@ -73,6 +75,10 @@ pub(crate) struct Setting<'a> {
     pub(crate) absent: &'a [DomId],
     /// What the client has more in the transactions that the one at hand is inside of.
     pub(crate) pending: Charge,
+    /// Who has a say besides the access control lists.
+    pub(crate) policies: Option<&'a Policies>,
+    /// For them, in a transaction, the committed nodes.
+    pub(crate) store: Option<&'a dyn View>,
 }
 
 /// What a request works on: the store's own nodes or a transaction's.
@@ -145,7 +151,7 @@ impl<S: Storage> Work<'_, '_, S> {
 
     fn directory(&mut self, payload: &[u8]) -> Result<Answer, Refusal> {
         let path = self.node_path(one_path(payload)?)?;
-        let node = self.allowed(path.as_ref(), Right::Read)?;
+        let node = self.allowed(path.as_ref(), Operation::List)?;
         if !fits(node.children().list_size()) && !bugs::XSA_72 {
             return Err(Errno::E2BIG.into());
         }
@@ -156,20 +162,20 @@ impl<S: Storage> Work<'_, '_, S> {
         let [path, offset] = exactly(payload)?;
         let path = self.node_path(path)?;
         let offset = usize::try_from(decimal(offset, u32::MAX)?).unwrap_or(usize::MAX);
-        let node = self.allowed(path.as_ref(), Right::Read)?;
+        let node = self.allowed(path.as_ref(), Operation::List)?;
         Ok(Answer::part(node.generation, node.children(), offset))
     }
 
     fn read(&mut self, payload: &[u8]) -> Result<Answer, Refusal> {
         let path = self.node_path(one_path(payload)?)?;
-        let node = self.allowed(path.as_ref(), Right::Read)?;
+        let node = self.allowed(path.as_ref(), Operation::Read)?;
         Ok(Answer::Value(node.value.clone()))
     }
 
     fn get_perms(&mut self, payload: &[u8]) -> Result<Answer, Refusal> {
         let path = self.any_path(one_path(payload)?)?;
         let domains = self.setting.domains;
-        let node = self.allowed(path.as_ref(), Right::Read)?;
+        let node = self.allowed(path.as_ref(), Operation::GetPerms)?;
         let shown = node
             .acl
             .encode(|incarnation| domains.alive(incarnation).is_some());
@@ -184,7 +190,7 @@ impl<S: Storage> Work<'_, '_, S> {
         let path = self.node_path(path)?;
         let path = path.as_ref();
         self.touch(path)?;
-        let (node, missing) = self.nearest(path, Right::Write)?;
+        let (node, missing) = self.nearest(path, Operation::Write(value))?;
         if missing.is_empty() {
             let size = node_size(node, value.len(), node.children().list_size());
             let grown = value.len().saturating_sub(node.value.as_bytes().len());
@@ -201,7 +207,7 @@ impl<S: Storage> Work<'_, '_, S> {
     fn mkdir(&mut self, payload: &[u8]) -> Result<Answer, Refusal> {
         let path = self.node_path(one_path(payload)?)?;
         self.touch(path.as_ref())?;
-        let (nearest, missing) = self.nearest(path.as_ref(), Right::Write)?;
+        let (nearest, missing) = self.nearest(path.as_ref(), Operation::Mkdir)?;
         if !missing.is_empty() {
             let plan = self.plan(nearest, missing, &[])?;
             self.create(path.as_ref(), plan, &[])?;
@@ -213,7 +219,7 @@ impl<S: Storage> Work<'_, '_, S> {
         let path = self.node_path(one_path(payload)?)?;
         let path = path.as_ref();
         self.touch(path)?;
-        let (_, missing) = self.nearest(path, Right::Write)?;
+        let (_, missing) = self.nearest(path, Operation::Remove)?;
         let parent = path.parent().ok_or(Errno::EINVAL)?;
         if missing.is_empty() {
             self.edit().remove(path);
@@ -233,7 +239,7 @@ impl<S: Storage> Work<'_, '_, S> {
                 self.setting.refuse(Quota::NodePermissions, limit);
             }
         })?;
-        let node = self.allowed(path.as_ref(), Right::Own)?;
+        let node = self.allowed(path.as_ref(), Operation::SetPerms)?;
         let owner = node.acl.owner();
         let acl = self.resolve(&entries, owner)?;
         self.edit().set_acl(path.as_ref(), Rc::new(acl));
@@ -369,28 +375,44 @@ impl<S: Storage> Work<'_, '_, S> {
         own.plus(self.setting.pending)
     }
 
-    /// The node, which must exist, if the client has `right` to it.
-    fn allowed(&mut self, path: PathRef<'_>, right: Right) -> Result<&Node<S::Child>, Refusal> {
+    /// The node, which must exist, if the client may do that.
+    #[inline]
+    fn allowed(
+        &mut self,
+        path: PathRef<'_>,
+        operation: Operation<'_>,
+    ) -> Result<&Node<S::Child>, Refusal> {
         self.touch(path)?;
-        match self.nearest(path, right)? {
+        match self.nearest(path, operation)? {
             (node, missing) if missing.is_empty() => Ok(node),
             _ => Err(Errno::ENOENT.into()),
         }
     }
 
-    /// The node, or the nearest above where it is missing, with the names that are, if the client has `right` to that. What a client may not
+    /// The node, or the nearest above where it is missing, with the names that are, if the client may do that. What a client may not
     /// see, it may not miss either (protocol.md section 5.3).
+    #[inline]
     fn nearest<'p>(
         &self,
         path: PathRef<'p>,
-        right: Right,
+        operation: Operation<'_>,
     ) -> Result<(&Node<S::Child>, Components<'p>), Refusal> {
         let (nearest, missing) = self.nodes.nearest(path);
-        if nearest.acl.allows(&self.setting.subject, right) || bugs::XSA_353 && path.is_root() {
-            Ok((nearest, missing))
-        } else {
-            Err(Errno::EACCES.into())
+        let seen: &dyn View = &*self.nodes;
+        let access = Access {
+            subject: self.setting.subject,
+            operation,
+            path,
+            acl: Some(&nearest.acl),
+            seen,
+            store: self.setting.store.unwrap_or(seen),
+            now: self.setting.now,
+        };
+        Legacy.check(&access)?;
+        if let Some(policies) = self.setting.policies {
+            self.setting.check_more(policies, &access)?;
         }
+        Ok((nearest, missing))
     }
 
     fn touch(&mut self, path: PathRef<'_>) -> Result<(), Errno> {

@@ -45,6 +45,7 @@ impl<S: Storage> Server<S> {
             if let Some(watch) = self.watches.get(id)
                 && watch.reaches(distance)
                 && self.may_hear(watch.connection, telling.iter().flatten())
+                && self.may_be_told(watch.connection, change.path.as_ref())
             {
                 self.send(id, &change.path, false);
             }
@@ -78,7 +79,9 @@ impl<S: Storage> Server<S> {
             };
             let above = way.rsplit_once('/').map_or("", |(above, _)| above);
             let parent = removed.acl(Components::of(above));
-            if self.may_hear(watch.connection, [Some(acl), parent].into_iter().flatten()) {
+            if self.may_hear(watch.connection, [Some(acl), parent].into_iter().flatten())
+                && self.may_be_told(watch.connection, watch.path.as_ref())
+            {
                 self.queue_event(id, watch.connection, watch.event(&watch.path), false);
             }
         }

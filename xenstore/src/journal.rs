@@ -28,6 +28,13 @@ pub enum Entry {
         /// Whether memory may be to blame is for the reader to judge.
         refused: Option<Errno>,
     },
+    /// A layer answered a request, which did not run.
+    Withheld {
+        /// Which.
+        request: Noted,
+        /// The error, if it is one.
+        refused: Option<Errno>,
+    },
     /// It lets an INTRODUCE wait for its host.
     Waits {
         /// Which.

@@ -87,7 +87,9 @@ impl<S: Storage> Server<S> {
                     outcome,
                 });
                 if self.goes_on(requester, ticket) {
+                    let refused = answer.as_ref().err().copied();
                     self.reply(requester, header, answer);
+                    self.complete_introduce(requester, header, refused);
                     self.account(requester);
                 }
             }
@@ -219,6 +221,7 @@ impl<S: Storage> Server<S> {
         self.remove_estates(domid);
         self.domains.remove(domid);
         self.remove_counter_node(domid);
+        self.tell_extensions_of_end(domid);
         if connection.is_some() {
             self.tell_special(RELEASE_DOMAIN, domid);
         }

@@ -16,10 +16,12 @@ pub(crate) enum Reason {
     WriteCredit,
     /// It had a transaction open for long while the store had little memory left.
     OpenTransaction,
+    /// A policy does not let it.
+    Policy,
 }
 
 /// How many there are.
-pub(crate) const REASONS: usize = Quota::COUNT + 4;
+pub(crate) const REASONS: usize = Quota::COUNT + 5;
 
 impl Reason {
     /// Each, in order of [`Reason::place`].
@@ -29,6 +31,7 @@ impl Reason {
             Self::ConflictCredit,
             Self::WriteCredit,
             Self::OpenTransaction,
+            Self::Policy,
         ];
         Quota::all().map(Self::Quota).chain(others)
     }
@@ -41,6 +44,7 @@ impl Reason {
             Self::ConflictCredit => 1,
             Self::WriteCredit => 2,
             Self::OpenTransaction => 3,
+            Self::Policy => 4,
         };
         Quota::COUNT.saturating_add(behind_quotas)
     }
@@ -52,6 +56,7 @@ impl Reason {
             Self::ConflictCredit => "conflict-credit",
             Self::WriteCredit => "write-credit",
             Self::OpenTransaction => "open-transaction",
+            Self::Policy => "policy",
         }
     }
 
@@ -61,7 +66,7 @@ impl Reason {
             Self::Quota(Quota::Outstanding) | Self::ConflictCredit | Self::WriteCredit => "held",
             Self::Quota(Quota::SoftMemory) => "above",
             Self::OpenTransaction => "ended",
-            Self::Quota(_) | Self::StoreMemory => "refused",
+            Self::Quota(_) | Self::StoreMemory | Self::Policy => "refused",
         }
     }
 }
@@ -77,6 +82,7 @@ impl fmt::Display for Reason {
             Self::OpenTransaction => {
                 f.write_str("a transaction open for more ms while the store has little memory left")
             }
+            Self::Policy => f.write_str("policy"),
         }
     }
 }

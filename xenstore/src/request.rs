@@ -63,7 +63,12 @@ impl<S: Storage> Server<S> {
         payload: &[u8],
     ) -> Result<Answer, Refusal> {
         let answer = self.with_setting(conn, |setting, place| match transaction {
-            Some(id) => place.transactions.execute(id, setting, kind, payload),
+            Some(id) => {
+                if setting.policies.is_some() {
+                    setting.store = Some(place.nodes);
+                }
+                place.transactions.execute(id, setting, kind, payload)
+            }
             None => Work {
                 setting,
                 nodes: place.nodes,
@@ -72,7 +77,8 @@ impl<S: Storage> Server<S> {
                 touched: None,
             }
             .execute(kind, payload),
-        })?;
+        });
+        let answer = self.passed(answer)?;
         if !self.effects.is_empty() {
             let mut effects = mem::take(&mut self.effects);
             self.commit(&mut effects);
@@ -87,7 +93,7 @@ impl<S: Storage> Server<S> {
     fn with_setting<T>(
         &mut self,
         conn: ConnId,
-        work: impl FnOnce(&mut Setting<'_>, Place<'_, S>) -> Result<T, Refusal>,
+        work: impl for<'s> FnOnce(&mut Setting<'s>, Place<'s, S>) -> Result<T, Refusal>,
     ) -> Result<T, Refusal> {
         let connection = self.connections.get_mut(conn).ok_or(Errno::EIO)?;
         let client = self
@@ -109,6 +115,8 @@ impl<S: Storage> Server<S> {
             home: connection.home,
             absent: &connection.absent,
             pending: Charge::default(),
+            policies: self.policies.more(),
+            store: None,
         };
         let place = Place {
             transactions: &mut connection.transactions,
@@ -117,6 +125,15 @@ impl<S: Storage> Server<S> {
             watches: (!told_all).then_some(&self.watches),
         };
         work(&mut setting, place)
+    }
+
+    /// Lets policies know, if there are more than `legacy`, what a request was allowed that is answered.
+    #[inline]
+    fn passed<T>(&mut self, answer: Result<T, Refusal>) -> Result<T, Refusal> {
+        if self.policies.more().is_some() {
+            self.tell_passed();
+        }
+        answer
     }
 
     fn start_transaction(
@@ -202,6 +219,7 @@ impl<S: Storage> Server<S> {
             _ => return Err(Errno::EINVAL.into()),
         };
         let path = self.any_path(conn, written)?;
+        self.may_watch(conn, path.as_ref())?;
         let watch = Watch {
             connection: conn,
             relative_to: is_relative(written).then_some(self.home(conn)?),
@@ -209,7 +227,8 @@ impl<S: Storage> Server<S> {
             token: Token::new(token),
             depth,
         };
-        self.add_watch(watch)?;
+        let added = self.add_watch(watch).map_err(Refusal::from);
+        self.passed(added)?;
         Ok(Answer::Done)
     }
 

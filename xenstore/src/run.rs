@@ -64,6 +64,33 @@ impl Budget {
     }
 }
 
+/// What running a request came to.
+pub(crate) struct Ran {
+    pub(crate) cost: u32,
+    pub(crate) refused: Option<Errno>,
+    /// It was answered, and does not wait.
+    pub(crate) is_answered: bool,
+}
+
+impl Ran {
+    /// There was none.
+    pub(crate) const fn nothing() -> Self {
+        Self {
+            cost: 1,
+            refused: None,
+            is_answered: false,
+        }
+    }
+
+    fn at(cost: u64, refused: Option<Errno>) -> Self {
+        Self {
+            cost: u32::try_from(cost).unwrap_or(u32::MAX),
+            refused,
+            is_answered: true,
+        }
+    }
+}
+
 /// C: the work.
 impl<S: Storage> Server<S> {
     /// Runs requests, one of each connection in turn, until none is left or the budget is used up. One that is foreseen to cost
@@ -114,8 +141,18 @@ impl<S: Storage> Server<S> {
 
     /// Runs the request of a connection, if it has one that may run; gives its cost.
     fn serve(&mut self, conn: ConnId) -> u32 {
+        if self.layers.is_empty() {
+            self.serve_admitted(conn).cost
+        } else {
+            self.serve_through_layers(conn)
+        }
+    }
+
+    /// As [`Server::serve`], of a request that no layer holds back.
+    #[inline]
+    pub(crate) fn serve_admitted(&mut self, conn: ConnId) -> Ran {
         let Some((request, cause)) = self.take_request(conn) else {
-            return 1;
+            return Ran::nothing();
         };
         let is_charged = cause.is_some();
         self.cause = cause;
@@ -134,7 +171,10 @@ impl<S: Storage> Server<S> {
                     self.note_request(conn, &request, |request| Entry::Waits { request, domid });
                 }
                 self.ask(conn, need, request);
-                return u32::try_from(cost).unwrap_or(u32::MAX);
+                return Ran {
+                    is_answered: false,
+                    ..Ran::at(cost, None)
+                };
             }
         };
         let refused = answer.as_ref().err().copied();
@@ -147,10 +187,10 @@ impl<S: Storage> Server<S> {
         }
         let events = self.events.wrapping_sub(events);
         let cost = cost.saturating_add(events).saturating_add(self.work);
-        u32::try_from(cost).unwrap_or(u32::MAX)
+        Ran::at(cost, refused)
     }
 
-    fn may_run(&self, connection: &Connection<S>) -> bool {
+    pub(crate) fn may_run(&self, connection: &Connection<S>) -> bool {
         let outstanding = u64::try_from(connection.outstanding.len()).unwrap_or(u64::MAX);
         !connection.stopped
             && connection.held.is_none()
@@ -173,7 +213,7 @@ impl<S: Storage> Server<S> {
     }
 
     /// The request of a connection, if it has one that may run; and as what it makes others work, if its client is unprivileged.
-    fn take_request(&mut self, conn: ConnId) -> Option<(Request, Option<Cause>)> {
+    pub(crate) fn take_request(&mut self, conn: ConnId) -> Option<(Request, Option<Cause>)> {
         self.connections.get_mut(conn)?.queued = false;
         if !self.may_run(self.connections.get(conn)?) {
             return None;

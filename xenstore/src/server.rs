@@ -19,8 +19,10 @@ use crate::effects::Effects;
 use crate::features::Features;
 use crate::ids::{ConnId, DomId, EvtchnPort, Identity, Ticket};
 use crate::journal::{Entry, Journal};
+use crate::layer::{self, Layers};
 use crate::memory::{Left, Supply};
 use crate::output::Cause;
+use crate::policy::{self, Policies};
 use crate::quota::{Peaks, Quotas};
 use crate::storage::{Storage, Tree};
 use crate::store::Store;
@@ -45,6 +47,10 @@ pub struct Settings {
     pub grantable: Features,
     /// How long an unprivileged client may leave an event unread; zero for ever.
     pub event_timeout: Duration,
+    /// Who may do what.
+    pub policies: policy::Choice,
+    /// What stands between clients and the store.
+    pub layers: layer::Choice,
     /// How long the nodes below `/tool/xenstored/counters` stay as they are at least; zero for no such nodes.
     pub counter_interval: Duration,
 }
@@ -60,6 +66,8 @@ impl Settings {
             features: Features::ALL,
             grantable: Features::NONE,
             event_timeout: Duration::from_secs(20),
+            policies: policy::Choice::default(),
+            layers: layer::Choice::default(),
             counter_interval: Duration::from_secs(10),
         }
     }
@@ -152,6 +160,8 @@ pub struct Server<S: Storage = Tree> {
     /// Unprivileged connections with unread events, by when to look whether they are too old; each at most once.
     pub(crate) deadlines: BTreeSet<(Instant, ConnId)>,
     pub(crate) turns: Turns,
+    pub(crate) policies: Policies,
+    pub(crate) layers: Layers,
     /// What the present request made the store do besides, in units of cost.
     pub(crate) work: u64,
     /// What all requests and ends of domains have cost so far.
@@ -277,6 +287,8 @@ impl<S: Storage> Server<S> {
             fresh_watch: None,
             deadlines: BTreeSet::new(),
             turns: Turns::default(),
+            policies: Policies::default(),
+            layers: Layers::default(),
             work: 0,
             spent: 0,
             counter_nodes: CounterNodes::default(),
@@ -384,6 +396,7 @@ impl<S: Storage> Server<S> {
         self.now = now;
         self.drop_old_events(now);
         self.end_due_holds();
+        self.tell_policies_of_time();
         self.write_counter_nodes();
         self.journal.note(|| Entry::Timeout(now));
     }
@@ -482,6 +495,7 @@ impl<S: Storage> Server<S> {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let oldest_event = self.deadlines.first().map(|(due, _)| *due);
         let hold = self.holds.first().map(|(until, _)| *until);
-        earlier(earlier(oldest_event, hold), self.counter_nodes_due())
+        let due = earlier(earlier(oldest_event, hold), self.counter_nodes_due());
+        earlier(due, self.policies_due())
     }
 }

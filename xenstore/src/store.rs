@@ -108,6 +108,7 @@ impl<S: Storage> Server<S> {
         self.create_missing(&["/tool", "/tool/xenstored"], &mut effects);
         self.commit(&mut effects);
         self.recount();
+        self.start_extensions();
         self
     }
 

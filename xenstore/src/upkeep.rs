@@ -3,6 +3,7 @@
 use alloc::rc::Rc;
 
 use crate::acl::Incarnation;
+use crate::conflict::Hold;
 use crate::connection::Connection;
 use crate::domain::Domain;
 use crate::ids::ConnId;
@@ -97,6 +98,11 @@ impl<S: Storage> Server<S> {
     /// Drops all that a connection has open; it can go on from nothing.
     pub(crate) fn clear(&mut self, conn: ConnId) {
         self.watches.remove_all(conn);
+        let parked = |hold: &Hold| hold.is_parked;
+        let connection = self.connections.get(conn);
+        if connection.is_some_and(|connection| connection.held.as_ref().is_some_and(parked)) {
+            self.end_hold(conn);
+        }
         let Some(connection) = self.connections.get_mut(conn) else {
             return;
         };

@@ -35,6 +35,7 @@ impl World {
                 self.model.timeout();
             }
             Entry::Served { request, refused } => self.served(request, *refused)?,
+            Entry::Withheld { request, .. } => self.is_next(request)?,
             Entry::Waits { request, domid } => {
                 self.is_next(request)?;
                 self.model

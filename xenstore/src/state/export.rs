@@ -227,6 +227,8 @@ impl<S: Storage> Export<'_, S> {
         let outstanding = connection.outstanding.keys().copied();
         let (absent, lost, outstanding) = (numbers(absent), numbers(lost), numbers(outstanding));
         let last = connection.transactions.last;
+        // A request that a layer lets wait is input that nobody has looked at.
+        let held = connection.held.filter(|hold| !hold.is_parked);
         self.own(&Own::Client {
             conn: id,
             number: conn.number,
@@ -235,8 +237,8 @@ impl<S: Storage> Export<'_, S> {
             late: connection.late,
             served: connection.served.0,
             deadline: connection.deadline,
-            held_since: connection.held.map(|hold| hold.since).unwrap_or_default(),
-            held_until: connection.held.map(|hold| hold.until),
+            held_since: held.map(|hold| hold.since).unwrap_or_default(),
+            held_until: held.map(|hold| hold.until),
             waiting: connection.waiting.map(|ticket| ticket.0),
             last_transaction: last.map_or(0, TxId::get),
             absent: Numbers(&absent),
@@ -502,7 +504,7 @@ impl<S: Storage> Export<'_, S> {
         let (tag, start, text): (u8, usize, &[u8]) = match answer {
             Ok(Answer::Done) => (0, 0, &[]),
             Ok(Answer::Value(value)) => (1, 0, value.as_bytes()),
-            Ok(Answer::Names(names)) => (2, 0, names),
+            Ok(Answer::Names(bytes) | Answer::Bytes(bytes)) => (2, 0, bytes),
             Ok(Answer::Part(names, start)) => (3, *start, names),
             Ok(Answer::Permissions(shown)) => (4, 0, shown.as_bytes()),
             Ok(Answer::Text(text)) => (5, 0, text.as_bytes()),

@@ -245,6 +245,8 @@ pub enum Damage {
     Parent,
     /// The stream is not the one that was written: counts or digest differ.
     Digest,
+    /// A policy was in force that is not known here: without it more would be allowed than was meant.
+    Policy,
 }
 
 impl fmt::Display for Damage {
@@ -268,6 +270,7 @@ impl fmt::Display for Damage {
             Self::Reference => "it refers to what was not there before",
             Self::Duplicate => "it was there before",
             Self::Parent => "a node without its parent",
+            Self::Policy => "a policy was in force that is not known here",
             Self::Digest => "counts or digest differ: the stream was changed",
         })
     }

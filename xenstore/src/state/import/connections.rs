@@ -135,6 +135,7 @@ impl<'s, S: Storage> Import<'s, S> {
         connection.held = client.held.map(|hold| Hold {
             since: self.clock.moved(hold.since),
             until: self.clock.moved(hold.until),
+            ..hold
         });
         connection.waiting = client.waiting.map(Ticket);
         connection.transactions.last = TxId::new(client.last_transaction);

@@ -304,9 +304,13 @@ impl<S: Storage> Import<'_, S> {
         self.resolve_lost();
         self.count_outstanding()?;
         self.check_questions()?;
+        self.server
+            .resume_extensions()
+            .map_err(|_| Damage::Policy)?;
         if !self.is_own {
             self.wake_all();
         }
+        self.server.unpark_all();
         let privileged = self.server.domains.privileged().domid;
         let nameless = self.server.domains.iter();
         let nameless = nameless.filter(|domain| domain.identity().is_none());

@@ -164,7 +164,11 @@ impl<'s, S: Storage> Import<'s, S> {
             late,
             served,
             deadline,
-            held: held_until.map(|until| Hold { since, until }),
+            held: held_until.map(|until| Hold {
+                since,
+                until,
+                is_parked: false,
+            }),
             waiting,
             last_transaction,
             absent,

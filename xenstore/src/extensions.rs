@@ -1,0 +1,476 @@
+//! Where policies and layers meet the server: requests before they run and after, ends of domains, time, and what they keep in nodes.
+
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::mem;
+
+use crate::acl::Acl;
+use crate::answer::Answer;
+use crate::conflict::Hold;
+use crate::database::Setting;
+use crate::effects::Effects;
+use crate::extension::{Keep, View, WordError, items};
+use crate::ids::{ConnId, DomId, TxId};
+use crate::journal::Entry;
+use crate::layer::{self, Call, Done, Gate, Gates, Layers};
+use crate::path::{Path, PathRef};
+use crate::policy::{self, Access, Operation, Policies, Policy};
+use crate::run::Ran;
+use crate::server::Server;
+use crate::storage::Storage;
+use crate::time::Instant;
+use crate::wire::{Errno, Header, Kind};
+
+/// Where the list of policies is kept, unless it is `legacy` alone.
+const POLICY_NODE: &str = "/tool/xenstored/policy";
+/// Where the list of layers is kept, unless there are none.
+const LAYER_NODE: &str = "/tool/xenstored/layer";
+
+/// Lists.
+impl<S: Storage> Server<S> {
+    /// Adds a policy of a host's own behind those that are there. It is not named in nodes, and does not survive a live update.
+    pub fn add_policy(&mut self, policy: Box<dyn Policy>) {
+        let name = policy.name();
+        self.policies.install(policy, name);
+        self.with_policies(|policies, keep| {
+            if let Some(last) = policies.iter_mut().last() {
+                last.started(keep);
+            }
+        });
+    }
+
+    /// Adds a layer of a host's own inside those that are there. It is not named in nodes, and does not survive a live update.
+    pub fn add_layer(&mut self, layer: Box<dyn layer::Layer>) {
+        let name = layer.name();
+        self.layers.install(layer, name);
+    }
+
+    /// Takes the policies and layers that were set, and keeps their lists.
+    pub(crate) fn start_extensions(&mut self) {
+        let policies = self.settings.policies.as_str().to_string();
+        if let Err(error) = self.set_policies(policies.as_bytes()) {
+            log::error!("policy {error}");
+        }
+        let layers = self.settings.layers.as_str().to_string();
+        self.set_layers(layers.as_bytes());
+    }
+
+    /// As [`Server::start_extensions`], of a store that was running before: what was kept counts, if anything was.
+    ///
+    /// # Errors
+    /// A policy that was in force is not known here.
+    pub(crate) fn resume_extensions(&mut self) -> Result<(), WordError> {
+        let kept = |node| self.store.nodes.value(node).map(<[u8]>::to_vec);
+        let (policies, layers) = (kept(POLICY_NODE), kept(LAYER_NODE));
+        if let Some(policies) = policies {
+            self.settings.policies = policy::Choice::parse(&policies)?;
+        }
+        if let Some(layers) = layers {
+            let (layers, errors) = layer::Choice::parse(&layers);
+            warn_of(&errors);
+            self.settings.layers = layers;
+        }
+        self.start_extensions();
+        Ok(())
+    }
+
+    /// Replaces the policies.
+    ///
+    /// # Errors
+    /// The list makes no sense; nothing has changed.
+    pub(crate) fn set_policies(&mut self, list: &[u8]) -> Result<(), WordError> {
+        self.policies = Policies::parse(list)?;
+        self.with_policies(|policies, keep| {
+            for policy in policies.iter_mut() {
+                policy.started(keep);
+            }
+        });
+        let words = self.policies.words();
+        let is_default = self.policies.more().is_none();
+        self.keep_list(POLICY_NODE, &words, is_default);
+        Ok(())
+    }
+
+    /// Replaces the layers, as far as the list makes sense; says what does not. Requests that wait at one are asked by the new ones.
+    pub(crate) fn set_layers(&mut self, list: &[u8]) -> String {
+        let (layers, errors) = Layers::parse(list);
+        warn_of(&errors);
+        self.layers = layers;
+        self.layers_changed(|gates| {
+            gates.passed = 0;
+        });
+        match errors[..] {
+            [] => "OK".to_string(),
+            _ => errors.iter().map(ignoring).collect(),
+        }
+    }
+
+    /// Adds a layer inside the others.
+    ///
+    /// # Errors
+    /// The word makes no sense.
+    pub(crate) fn add_layer_word(&mut self, word: &[u8]) -> Result<(), WordError> {
+        let text = str::from_utf8(word).map_err(|_| WordError::new(word, "it is no text"))?;
+        let [item] = items(text)[..] else {
+            return Err(WordError::new(word, "it is more than one layer"));
+        };
+        self.layers.add(&item)?;
+        self.keep_layers();
+        Ok(())
+    }
+
+    /// Takes the layer at a place away. A request that waits there goes on.
+    ///
+    /// # Errors
+    /// ENOENT if there is none.
+    pub(crate) fn remove_layer(&mut self, place: usize) -> Result<(), Errno> {
+        if !self.layers.remove(place) {
+            return Err(Errno::ENOENT);
+        }
+        self.layers_changed(|gates| {
+            if gates.passed > place {
+                gates.passed = gates.passed.saturating_sub(1);
+            }
+        });
+        Ok(())
+    }
+
+    /// Corrects how far requests have come, lets those go on that wait, and keeps the list.
+    fn layers_changed(&mut self, correct: impl Fn(&mut Gates)) {
+        for connection in self.connections.iter_mut() {
+            correct(&mut connection.gates);
+            connection.gates.is_resumed = false;
+        }
+        let parked = |(_, conn): &(Instant, ConnId)| {
+            let connection = self.connections.get(*conn)?;
+            connection.held.filter(|hold| hold.is_parked)?;
+            Some(*conn)
+        };
+        let parked: Vec<ConnId> = self.holds.iter().filter_map(parked).collect();
+        for conn in parked {
+            self.end_hold(conn);
+            self.queue(conn);
+        }
+        self.keep_layers();
+    }
+
+    fn keep_layers(&mut self) {
+        let words = self.layers.words();
+        self.keep_list(LAYER_NODE, &words, self.layers.is_empty());
+    }
+
+    fn keep_list(&mut self, node: &str, words: &str, is_default: bool) {
+        let mut keep = Keeper(self);
+        match keep.view().value(node) {
+            None if is_default => {}
+            Some(_) if is_default => keep.remove(node),
+            Some(kept) if kept == words.as_bytes() => {}
+            _ => keep.write(node, words.as_bytes()),
+        }
+    }
+}
+
+fn warn_of(errors: &[WordError]) {
+    for error in errors {
+        log::warn!("{}", ignoring(error).trim_end());
+    }
+}
+
+fn ignoring(error: &WordError) -> String {
+    format!("ignoring layer {error}\n")
+}
+
+/// Policies.
+impl<S: Storage> Server<S> {
+    /// Does `work` with the policies behind `legacy`, which may keep what they like; they judge nothing meanwhile.
+    fn with_policies(&mut self, work: impl FnOnce(&mut Policies, &mut dyn Keep)) {
+        let mut policies = mem::take(&mut self.policies);
+        work(&mut policies, &mut Keeper(self));
+        self.policies = policies;
+    }
+
+    /// Lets the policies know what a request was allowed, now that it is over.
+    #[cold]
+    pub(crate) fn tell_passed(&mut self) {
+        let passed = self.policies.take_passed();
+        if passed.is_empty() {
+            return;
+        }
+        self.with_policies(|policies, keep| {
+            for policy in policies.iter_mut() {
+                passed.iter().for_each(|passed| policy.passed(passed, keep));
+            }
+        });
+    }
+
+    /// Whether a client may watch a path, as far as policies are concerned.
+    pub(crate) fn may_watch(&self, conn: ConnId, path: PathRef<'_>) -> Result<(), Errno> {
+        match self.policies.more() {
+            Some(policies) => self.ask_policies(policies, conn, Operation::Watch, path),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a client may hear of a node that it may read, as far as policies are concerned.
+    pub(crate) fn may_be_told(&self, conn: ConnId, path: PathRef<'_>) -> bool {
+        self.policies.more().is_none_or(|policies| {
+            let asked = self.ask_policies(policies, conn, Operation::Hear, path);
+            asked.is_ok()
+        })
+    }
+
+    #[cold]
+    fn ask_policies(
+        &self,
+        policies: &Policies,
+        conn: ConnId,
+        operation: Operation<'_>,
+        path: PathRef<'_>,
+    ) -> Result<(), Errno> {
+        let connection = self.connections.get(conn).ok_or(Errno::EIO)?;
+        let client = self.client(conn).ok_or(Errno::EIO)?;
+        let access = Access {
+            subject: self.domains.subject(client),
+            operation,
+            path,
+            acl: None,
+            seen: &self.store.nodes,
+            store: &self.store.nodes,
+            now: self.now,
+        };
+        policies.check(&access, &connection.counters)
+    }
+
+    /// A domain is no more, and nobody has been told.
+    pub(crate) fn tell_extensions_of_end(&mut self, domid: DomId) {
+        self.layers.domain_ended(domid);
+        if self.policies.more().is_some() {
+            self.with_policies(|policies, keep| {
+                for policy in policies.iter_mut() {
+                    policy.domain_ended(domid, keep);
+                }
+            });
+        }
+    }
+
+    /// When a policy wants to hear of the time.
+    pub(crate) fn policies_due(&self) -> Option<Instant> {
+        self.policies.due()
+    }
+
+    /// Lets those policies hear of the time that want to.
+    pub(crate) fn tell_policies_of_time(&mut self) {
+        let now = self.now;
+        if self.policies.due().is_none_or(|due| now < due) {
+            return;
+        }
+        self.with_policies(|policies, keep| {
+            for policy in policies.iter_mut() {
+                if policy.due().is_some_and(|due| due <= now) {
+                    policy.time_passed(now, keep);
+                }
+            }
+        });
+    }
+}
+
+impl Setting<'_> {
+    /// Judges an access that the lists allow.
+    #[cold]
+    pub(crate) fn check_more(&self, policies: &Policies, access: &Access<'_>) -> Result<(), Errno> {
+        policies.check(access, self.counters)
+    }
+}
+
+/// Layers.
+impl<S: Storage> Server<S> {
+    /// Runs the request of a connection, if it has one that may run and the layers let it pass; gives its cost.
+    #[cold]
+    pub(crate) fn serve_through_layers(&mut self, conn: ConnId) -> u32 {
+        let Some((header, payload)) = self.request_to_judge(conn) else {
+            return self.serve_admitted(conn).cost;
+        };
+        let Some(call) = self.call(conn, header, &payload) else {
+            return 1;
+        };
+        let Some(connection) = self.connections.get_mut(conn) else {
+            return 1;
+        };
+        let verdict = self
+            .layers
+            .admit(&call, &mut connection.gates, &self.store.nodes);
+        let ran = match verdict {
+            None => self.serve_admitted(conn),
+            Some(Gate::Later(until)) => {
+                self.park(conn, until);
+                return 1;
+            }
+            Some(Gate::Answer(payload)) => self.serve_answered(conn, Ok(Answer::Bytes(payload))),
+            Some(Gate::Refuse(errno)) => self.serve_answered(conn, Err(errno)),
+            Some(Gate::Pass) => return 1,
+        };
+        if ran.is_answered {
+            let (error, cost) = (ran.refused, ran.cost);
+            self.complete(&call, &Done { error, cost });
+        }
+        ran.cost
+    }
+
+    /// The request that would run now, if there is one.
+    fn request_to_judge(&self, conn: ConnId) -> Option<(Header, Vec<u8>)> {
+        let connection = self.connections.get(conn)?;
+        if !self.may_run(connection) {
+            return None;
+        }
+        let request = connection.input.whole()?;
+        Some((request.header, request.payload.clone()))
+    }
+
+    fn call<'a>(&self, conn: ConnId, header: Header, payload: &'a [u8]) -> Option<Call<'a>> {
+        let connection = self.connections.get(conn)?;
+        Some(Call {
+            conn,
+            domid: connection.incarnation.domid,
+            is_privileged: connection.privileged,
+            header,
+            payload,
+            now: self.now,
+            is_resumed: false,
+        })
+    }
+
+    /// Lets a request wait.
+    fn park(&mut self, conn: ConnId, until: Instant) {
+        let now = self.now;
+        let Some(connection) = self.connections.get_mut(conn) else {
+            return;
+        };
+        connection.queued = false;
+        connection.gates.is_resumed = true;
+        if until <= now {
+            return self.queue(conn);
+        }
+        connection.held = Some(Hold {
+            since: now,
+            until,
+            is_parked: true,
+        });
+        self.holds.insert((until, conn));
+    }
+
+    /// Lets requests go on that a layer let wait in another instance of the server: here they are input that nobody has looked at.
+    pub(crate) fn unpark_all(&mut self) {
+        let waits = |conn: &ConnId| {
+            let connection = self.connections.get(*conn);
+            connection.is_some_and(|connection| !connection.queued && self.may_run(connection))
+        };
+        let waiting: Vec<ConnId> = self.connections.ids().filter(waits).collect();
+        waiting.into_iter().for_each(|conn| self.queue(conn));
+    }
+
+    /// Answers a request that does not run.
+    fn serve_answered(&mut self, conn: ConnId, answer: Result<Answer, Errno>) -> Ran {
+        let Some((request, cause)) = self.take_request(conn) else {
+            return Ran::nothing();
+        };
+        let is_charged = cause.is_some();
+        self.cause = cause;
+        if self.traces {
+            self.trace_request(conn, &request);
+        }
+        let refused = answer.as_ref().err().copied();
+        if request.header.kind == Kind::TransactionEnd.number()
+            && !matches!(refused, None | Some(Errno::EINVAL | Errno::ENOENT))
+            && let Some(id) = TxId::new(request.header.tx_id)
+            && let Some(connection) = self.connections.get_mut(conn)
+        {
+            // As the protocol has it, whoever refuses; ENOENT if there is none.
+            let _ = connection.transactions.abort(id);
+        }
+        self.reply(conn, request.header, answer);
+        self.note_request(conn, &request, |request| Entry::Withheld {
+            request,
+            refused,
+        });
+        self.spare.keep(request.payload);
+        self.cause = None;
+        if is_charged {
+            self.account(conn);
+        }
+        Ran {
+            cost: 1,
+            refused,
+            is_answered: true,
+        }
+    }
+
+    /// Lets the layers hear of an INTRODUCE that was answered.
+    pub(crate) fn complete_introduce(
+        &mut self,
+        conn: ConnId,
+        header: Header,
+        error: Option<Errno>,
+    ) {
+        if !self.layers.is_empty()
+            && let Some(call) = self.call(conn, header, &[])
+        {
+            self.complete(&call, &Done { error, cost: 1 });
+        }
+    }
+
+    fn complete(&mut self, call: &Call<'_>, done: &Done) {
+        let Some(connection) = self.connections.get_mut(call.conn) else {
+            return;
+        };
+        let Gates { passed, .. } = mem::take(&mut connection.gates);
+        self.layers.complete(call, passed, done);
+    }
+}
+
+/// Writes nodes on the store's own account.
+struct Keeper<'a, S: Storage>(&'a mut Server<S>);
+
+impl<S: Storage> Keep for Keeper<'_, S> {
+    fn view(&self) -> &dyn View {
+        &self.0.store.nodes
+    }
+
+    fn write(&mut self, path: &str, value: &[u8]) {
+        let Ok(path) = Path::parse(path.as_bytes(), DomId::new(0), 0) else {
+            return;
+        };
+        let path = path.as_ref();
+        let server = &mut *self.0;
+        let mut effects = Effects::default();
+        let owner = server.domains.privileged();
+        let (_, missing) = server.store.nodes.nearest(path);
+        let levels = missing.count();
+        let mut edit = server.store.edit(&mut effects, &server.watches);
+        if path.is_special() {
+            return;
+        }
+        if levels == 0 {
+            edit.write(path, value);
+        } else {
+            edit.create(path, levels, value, &Rc::new(Acl::private(owner)));
+        }
+        server.commit(&mut effects);
+    }
+
+    fn remove(&mut self, path: &str) {
+        let path = PathRef::known(path);
+        let server = &mut *self.0;
+        if path.is_root() || path.is_special() || server.store.nodes.get(path).is_none() {
+            return;
+        }
+        let mut effects = Effects::default();
+        server
+            .store
+            .edit(&mut effects, &server.watches)
+            .remove(path);
+        server.commit(&mut effects);
+    }
+}
