@@ -11,7 +11,7 @@ use core::fmt;
 use core::time::Duration;
 
 use log::LevelFilter;
-use xenstore::{DomId, EvtchnPort, Nesting, Quota, Quotas};
+use xenstore::{DomId, EvtchnPort, Nesting, Quota, Quotas, StorageKind};
 
 use crate::xen::EventAbi;
 
@@ -32,6 +32,8 @@ pub struct Config {
     pub ring_scan: Option<Duration>,
     /// Who may begin a transaction inside another.
     pub nesting: Nesting,
+    /// How nodes are kept.
+    pub storage: StorageKind,
     /// How events are delivered.
     pub event_abi: EventAbi,
     /// What is worth a line on the console.
@@ -74,6 +76,7 @@ impl Config {
             event_timeout: Duration::from_secs(20),
             ring_scan: Some(Duration::from_secs(20)),
             nesting: Nesting::default(),
+            storage: StorageKind::default(),
             event_abi: EventAbi::default(),
             log_level: LevelFilter::Info,
             warnings: Vec::new(),
@@ -174,6 +177,11 @@ impl Config {
         Ok(())
     }
 
+    fn set_storage(&mut self, value: &[u8]) -> Result<(), Why> {
+        self.storage = StorageKind::parse(value)?;
+        Ok(())
+    }
+
     fn set_event_abi(&mut self, value: &[u8]) -> Result<(), Why> {
         self.event_abi = match value {
             b"fifo" => EventAbi::Fifo,
@@ -262,6 +270,7 @@ const OPTIONS: &[Spelling] = &[
 const WORDS: &[Spelling] = &[
     word("ring-scan", Meaning::Setting(Config::set_ring_scan)),
     word("transactions", Meaning::Setting(Config::set_nesting)),
+    word("store", Meaning::Setting(Config::set_storage)),
     word("evtchn", Meaning::Setting(Config::set_event_abi)),
     word("loglevel", Meaning::Setting(Config::set_log_level)),
 ];
@@ -405,6 +414,29 @@ mod tests {
         assert_eq!(config.nesting, Nesting::Flat);
         assert_eq!(config.log_level, LevelFilter::Info);
         assert!(config.warnings.is_empty());
+    }
+
+    #[test]
+    fn the_storage_can_be_chosen() {
+        let kinds = [
+            ("tree", false, false),
+            ("flat", true, false),
+            ("journal", false, true),
+            ("journal:tree", false, true),
+            ("journal:flat", true, true),
+        ];
+        for (word, is_flat, is_journaled) in kinds {
+            let config = parse(&format!("--event 5 store={word}"));
+            let storage = config.storage;
+            assert_eq!(
+                (storage.is_flat, storage.is_journaled),
+                (is_flat, is_journaled)
+            );
+            assert!(config.warnings.is_empty());
+        }
+        let config = parse("--event 5 store=heap");
+        assert_eq!(config.storage, StorageKind::default());
+        assert_eq!(config.warnings.len(), 1);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! The only place that names both the machine and the dispatcher.
 
 use log::{info, warn};
-use xenstore::{Progress, Server, Settings};
+use xenstore::{FlatMap, Journaled, Progress, Server, Settings, Storage, Tree};
 
 use crate::boot_info::BootInfo;
 use crate::config::Config;
@@ -21,17 +21,26 @@ pub fn run(boot: BootInfo) -> ! {
     }
     let machine = Machine::start(ground, config.event_abi).unwrap_or_else(|error| crash(error));
 
+    match (config.storage.is_flat, config.storage.is_journaled) {
+        (false, false) => serve::<Tree>(machine, &config),
+        (true, false) => serve::<FlatMap>(machine, &config),
+        (false, true) => serve::<Journaled<Tree>>(machine, &config),
+        (true, true) => serve::<Journaled<FlatMap>>(machine, &config),
+    }
+}
+
+fn serve<S: Storage>(machine: Machine, config: &Config) -> ! {
     let privileged = config.privileged.unwrap_or(machine.privileged_domain());
     let (features, grantable) = config.nesting.features();
-    let server = Server::new(Settings {
+    let server = Server::<S>::with_storage(Settings {
         features,
         grantable,
         quotas: config.quotas.clone(),
         event_timeout: config.event_timeout,
         ..Settings::new(privileged, config.store.unwrap_or(machine.own_domain()))
     });
-    let mut dispatcher = Dispatcher::start(machine, server, privileged, &config)
-        .unwrap_or_else(|error| crash(error));
+    let mut dispatcher =
+        Dispatcher::start(machine, server, privileged, config).unwrap_or_else(|error| crash(error));
     info!("ready");
     loop {
         while dispatcher.turn() == Progress::More {}

@@ -75,6 +75,8 @@ impl<S: Storage> Server<S> {
             self.recount();
         }
         self.tell(effects.changes());
+        let is_alive = |incarnation| self.domains.alive(incarnation).is_some();
+        self.store.nodes.committed(self.now, &is_alive);
     }
 
     /// Sets every account to what a walk over the tree finds.

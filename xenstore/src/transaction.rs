@@ -88,7 +88,11 @@ impl<S: Storage> Transactions<S> {
             let kept = log.kept.iter().map(each);
             let kept = kept.fold(log.payloads.len(), usize::saturating_add);
             let kept = u64::try_from(kept).unwrap_or(u64::MAX);
-            log.touched.bytes().saturating_add(kept)
+            let noted = transaction.nodes.noted_bytes();
+            log.touched
+                .bytes()
+                .saturating_add(kept)
+                .saturating_add(noted)
         };
         let all = self.open.values().map(|transaction| bytes(transaction));
         let found = all.fold(0, u64::saturating_add);
@@ -409,7 +413,7 @@ impl<S: Storage> Transaction<S> {
             log,
             cost: 0,
             work: 0,
-            bytes: 0,
+            bytes: nodes.noted_bytes(),
             failed: false,
             is_given_up: false,
             deaths: domains.deaths(),
@@ -437,7 +441,7 @@ impl<S: Storage> Transaction<S> {
             return Err(Errno::EAGAIN.into());
         }
         self.check_room(setting, payload)?;
-        let touched = self.log.touched.bytes();
+        let touched = self.held();
         let mut work = Work {
             setting,
             nodes: &mut self.nodes,
@@ -446,7 +450,7 @@ impl<S: Storage> Transaction<S> {
             touched: Some(&mut self.log.touched),
         };
         let answer = work.execute(kind, payload);
-        let touched = self.log.touched.bytes().saturating_sub(touched);
+        let touched = self.held().saturating_sub(touched);
         self.bytes = self.bytes.saturating_add(touched);
         let answer = match answer {
             Ok(answer) => Ok(answer),
@@ -456,6 +460,13 @@ impl<S: Storage> Transaction<S> {
         self.failed |= self.log.touched.overflowed;
         self.keep(kind, payload, answer.clone());
         answer.map_err(Refusal::from)
+    }
+
+    /// Bytes that it holds besides its requests and their answers.
+    #[inline]
+    fn held(&self) -> u64 {
+        let touched = self.log.touched.bytes();
+        touched.saturating_add(self.nodes.noted_bytes())
     }
 
     /// Makes the transaction's changes the store's, and gives their effects; or changes nothing.
@@ -546,6 +557,8 @@ impl<S: Storage> Transaction<S> {
             return Err(Errno::ENOMEM.into());
         }
         self.check_union(inner, setting)?;
+        let held = self.held();
+        let kept = inner.bytes.saturating_sub(inner.held());
         if self.nodes.is_same(&inner.base) {
             self.nodes = mem::replace(&mut inner.nodes, inner.base.clone());
         } else {
@@ -558,11 +571,9 @@ impl<S: Storage> Transaction<S> {
             (self.nodes, inner.log.effects) = (nodes, effects);
         }
         self.cost = self.cost.saturating_add(inner.cost);
-        let touched = self.log.touched.bytes();
         self.log.take_in(&mut inner.log);
-        let touched = self.log.touched.bytes().saturating_sub(touched);
-        let kept = inner.bytes.saturating_sub(inner.log.touched.bytes());
-        self.bytes = self.bytes.saturating_add(kept).saturating_add(touched);
+        let held = self.held().saturating_sub(held);
+        self.bytes = self.bytes.saturating_add(kept).saturating_add(held);
         Ok(())
     }
 
@@ -641,6 +652,15 @@ impl<S: Storage> Transaction<S> {
         let touched = self.log.touched.bytes().saturating_sub(touched);
         self.bytes = self.bytes.saturating_add(touched);
         Ok(())
+    }
+
+    /// Takes what another instance of the server had noted of its nodes, and counts that.
+    pub(crate) fn restore_notes(&mut self, notes: Vec<(&str, bool)>) {
+        self.nodes.forget();
+        for (path, is_removed) in notes {
+            self.nodes.restore_note(PathRef::known(path), is_removed);
+        }
+        self.bytes = self.bytes.saturating_add(self.nodes.noted_bytes());
     }
 
     /// Keeps a request, and counts what it costs.

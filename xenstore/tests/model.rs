@@ -21,7 +21,7 @@ use model::{ANY, FRAGMENTS, Fate, Model, QUOTAS};
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
-use xenstore::{DomId, Features, FlatMap, Quota, Settings, Storage, Tree};
+use xenstore::{DomId, Features, FlatMap, Journaled, Quota, Settings, Storage, Tree};
 
 /// The privileged domain.
 const TOOLSTACK: u16 = 0;
@@ -52,6 +52,9 @@ fn transactions_are_as_if_they_had_run_at_once() {
 fn transactions_inside_others_are_as_if_they_had_run_in_these_at_once() {
     run(600, &nested(), |script| compare_nested::<Tree>(&script));
     run(100, &nested(), |script| compare_nested::<FlatMap>(&script));
+    run(100, &nested(), |script| {
+        compare_nested::<Journaled<Tree>>(&script)
+    });
 }
 
 #[test]

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use on_core::Core;
 use transcript::run::play;
 use transcript::syntax::parse;
-use xenstore::{Features, FlatMap, Settings, Storage, Tree};
+use xenstore::{Features, FlatMap, Journaled, Settings, Storage, Tree};
 
 #[test]
 fn the_core_answers_as_the_transcripts_say() {
@@ -36,6 +36,13 @@ fn transactions_inside_others_are_answered_as_the_transcripts_say() {
     play_all("nested", || Core::<FlatMap>::with(nested));
     let granted = |settings: &mut Settings| settings.grantable = Features::NESTED_TRANSACTIONS;
     play_all("granted", || Core::<Tree>::with(granted));
+}
+
+#[test]
+fn with_a_journal_it_answers_the_same_and_what_the_journal_has() {
+    play_all("", Core::<Journaled<Tree>>::new);
+    play_all("", Core::<Journaled<FlatMap>>::new);
+    play_all("journal", Core::<Journaled<Tree>>::new);
 }
 
 fn play_all<S: Storage>(below: &str, mut core: impl FnMut() -> Core<S>) {

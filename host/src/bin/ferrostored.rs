@@ -3,15 +3,16 @@
 //! It serves a unix socket as C xenstored does, so that `xenstore-*`, libxenstore and pyxs work with `XENSTORED_PATH` set to it.
 
 use std::error::Error;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use host::daemon::Daemon;
 use lexopt::prelude::*;
-use xenstore::{DomId, Nesting, Quota, Settings};
+use xenstore::{DomId, FlatMap, Journaled, Nesting, Quota, Settings, Storage, StorageKind, Tree};
 
 const HELP: &str = "\
-ferrostored [--socket PATH] [--domains N] [--quota NAME=LIMIT]... [--transactions WORD] [--log LEVEL]
+ferrostored [--socket PATH] [--domains N] [--quota NAME=LIMIT]... [--transactions WORD] [--store WORD]
+            [--log LEVEL]
 
 Serves xenstore on a unix socket, in the foreground.
 
@@ -21,6 +22,7 @@ Serves xenstore on a unix socket, in the foreground.
   --quota NAME=LIMIT   a limit for unprivileged domains
   --transactions WORD  who may begin a transaction inside another: nobody (flat), domains to which SET_FEATURE gives that (granted), or
                        everybody (nested); default: flat
+  --store WORD         how nodes are kept: tree, flat, or with a journal of all changes: journal, journal:flat; default: tree
   --log LEVEL          off, error, warn, info, debug or trace; default: info";
 const DEFAULT_SOCKET: &str = "/run/xenstored/socket";
 /// The domain that clients of the socket speak for.
@@ -41,6 +43,7 @@ fn run() -> Result<(), Box<dyn Error>> {
         std::env::var_os("XENSTORED_PATH").map_or(DEFAULT_SOCKET.into(), PathBuf::from);
     let mut settings = Settings::new(DOM0, DOM0);
     let mut domains = 0;
+    let mut storage = StorageKind::default();
     let mut level = log::LevelFilter::Info;
     let mut arguments = lexopt::Parser::from_env();
     while let Some(argument) = arguments.next()? {
@@ -52,6 +55,7 @@ fn run() -> Result<(), Box<dyn Error>> {
                 let nesting = Nesting::parse(arguments.value()?.string()?.as_bytes())?;
                 (settings.features, settings.grantable) = nesting.features();
             }
+            Long("store") => storage = StorageKind::parse(arguments.value()?.string()?.as_bytes())?,
             Long("log") => level = arguments.value()?.parse()?,
             Short('h') | Long("help") => {
                 println!("{HELP}");
@@ -61,7 +65,20 @@ fn run() -> Result<(), Box<dyn Error>> {
         }
     }
     env_logger::Builder::new().filter_level(level).init();
-    let mut daemon = Daemon::listen(&socket, settings, domains)
+    match (storage.is_flat, storage.is_journaled) {
+        (false, false) => serve::<Tree>(&socket, settings, domains),
+        (true, false) => serve::<FlatMap>(&socket, settings, domains),
+        (false, true) => serve::<Journaled<Tree>>(&socket, settings, domains),
+        (true, true) => serve::<Journaled<FlatMap>>(&socket, settings, domains),
+    }
+}
+
+fn serve<S: Storage>(
+    socket: &Path,
+    settings: Settings,
+    domains: u16,
+) -> Result<(), Box<dyn Error>> {
+    let mut daemon = Daemon::<S>::listen(socket, settings, domains)
         .map_err(|error| format!("cannot listen at {}: {error}", socket.display()))?;
     log::info!("serving {}", socket.display());
     if domains > 0 {

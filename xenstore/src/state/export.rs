@@ -59,6 +59,7 @@ impl<S: Storage> Server<S> {
         if export.is_own {
             export.transactions();
             export.queues();
+            export.journal();
         }
         export.end();
         losses(self, format)
@@ -492,6 +493,10 @@ impl<S: Storage> Export<'_, S> {
             }
         }
         self.steps(&transaction.base, &transaction.nodes);
+        transaction.nodes.visit_notes(&mut |path, is_removed| {
+            let path = path.as_str();
+            self.own(&Own::Noted { path, is_removed });
+        });
         self.own(&Own::End {});
     }
 
@@ -602,6 +607,23 @@ impl<S: Storage> Export<'_, S> {
                 domid,
                 connection,
                 port,
+            });
+        }
+    }
+
+    /// The journal in two pieces, if there is one.
+    fn journal(&mut self) {
+        let log = self.server.store.nodes.change_log();
+        let Some(log) = log.and_then(|log| log.try_borrow().ok()) else {
+            return;
+        };
+        let ([dropped_bytes, dropped_lines, commits], (first, second)) = log.all();
+        for text in [first, second] {
+            self.own(&Own::Journal {
+                dropped_bytes,
+                dropped_lines,
+                commits,
+                text: Bytes(text),
             });
         }
     }

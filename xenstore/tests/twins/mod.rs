@@ -10,7 +10,9 @@ use crate::{
 };
 use proptest::prelude::*;
 use xenstore::state::{Format, HostLink, Records};
-use xenstore::{ConnId, DomId, Features, FlatMap, Quota, Server, Settings, Storage, Tree};
+use xenstore::{
+    ConnId, DomId, Features, FlatMap, Journaled, Quota, Server, Settings, Storage, Tree,
+};
 
 /// Between two things that a host does another instance may take over each so often.
 const EVERY: u32 = 7;
@@ -33,6 +35,7 @@ fn t_lu_01_nobody_can_tell_over_a_flat_map() {
 fn t_lu_01_nobody_can_tell_with_transactions_inside_others() {
     run(30, &nested(), |script| play::<Tree>(&script));
     run(6, &nested(), |script| play::<FlatMap>(&script));
+    run(12, &nested(), |script| play::<Journaled<Tree>>(&script));
 }
 
 #[test]
@@ -187,6 +190,8 @@ impl<S: Storage> Twins<S> {
             "memreport",
             "quota\x001",
             "counters\x001",
+            "journal",
+            "journal\0read\x000",
         ];
         for command in commands {
             self.send(TOOLSTACK, 0, 0, format!("{command}\0").into_bytes());

@@ -120,6 +120,8 @@ struct Import<'s, S: Storage> {
     /// The nodes with which the last transaction inside of each one began.
     inner_bases: BTreeMap<(ConnId, TxId), S>,
     transaction: Option<(ConnId, TxId, Box<Transaction<S>>)>,
+    /// Where it has changed something, as its storage notes that.
+    notes: Vec<(&'s str, bool)>,
     wished: BTreeSet<Ticket>,
     /// The places of the counters, by name.
     counters: BTreeMap<String, usize>,
@@ -204,6 +206,7 @@ impl<'s, S: Storage> Import<'s, S> {
             outer: None,
             inner_bases: BTreeMap::new(),
             transaction: None,
+            notes: Vec::new(),
             wished: BTreeSet::new(),
             counters: counters::places(),
         };
@@ -299,6 +302,7 @@ impl<S: Storage> Import<'_, S> {
         if self.opened.len() != self.ids.len() {
             return Err(Damage::Reference);
         }
+        self.server.store.nodes.forget();
         self.resolve_targets();
         self.lose_transactions();
         self.resolve_lost();

@@ -41,7 +41,11 @@ impl<'s, S: Storage> Import<'s, S> {
             .and_then(|outer| self.inner_bases.get_mut(&outer))
         {
             Some(base) => base,
-            None => self.base.get_or_insert_with(|| nodes.clone()),
+            None => self.base.get_or_insert_with(|| {
+                let mut nodes = nodes.clone();
+                nodes.forget();
+                nodes
+            }),
         }
     }
 
@@ -67,11 +71,12 @@ impl<'s, S: Storage> Import<'s, S> {
         }
         let since = self.clock.moved(since);
         let opening = self.server.history.opened_at(changes, number, since);
-        let base = match is_given_up {
+        let mut base = match is_given_up {
             true => S::new(self.server.domains.privileged()),
             false => self.base().clone(),
         };
         let outer = self.outer.take();
+        base.forget();
         if outer.is_some_and(|(of, outer)| of != conn || outer == id) {
             return Err(Damage::Reference);
         }
@@ -87,9 +92,10 @@ impl<'s, S: Storage> Import<'s, S> {
     }
 
     pub(super) fn end(&mut self) -> Result<(), Damage> {
-        let (conn, id, transaction) = self.transaction.take().ok_or(Damage::Reference)?;
+        let (conn, id, mut transaction) = self.transaction.take().ok_or(Damage::Reference)?;
         let connection = self.server.connections.get_mut(conn);
         let connection = connection.ok_or(Damage::Reference)?;
+        transaction.restore_notes(core::mem::take(&mut self.notes));
         connection.transactions.restore(id, transaction);
         Ok(())
     }
