@@ -36,7 +36,11 @@ fn journaled(socket: &Path) -> Command {
 }
 
 fn replay(store: &Path, journal: &str) -> (Option<i32>, String, String) {
-    let file = std::env::temp_dir().join(format!("xs-{}-{:?}", std::process::id(), std::thread::current().id()));
+    let file = std::env::temp_dir().join(format!(
+        "xs-{}-{:?}",
+        std::process::id(),
+        std::thread::current().id()
+    ));
     std::fs::write(&file, journal).unwrap();
     let ended = xs(store, &["replay", file.to_str().unwrap()]);
     std::fs::remove_file(file).unwrap();

@@ -2,7 +2,7 @@
 //!
 //! The builder passes dom0's port by `--event`; without it nothing works, so that is an error. The rest is the administrator's, who
 //! may well pass words meant for C xenstored: what is not understood is named in a warning and left out. Only a word that decides who
-//! is privileged must not be guessed: that is an error too.
+//! is privileged, or who may do what, must not be guessed: that is an error too.
 
 use alloc::format;
 use alloc::string::String;
@@ -11,7 +11,8 @@ use core::fmt;
 use core::time::Duration;
 
 use log::LevelFilter;
-use xenstore::{DomId, EvtchnPort, Nesting, Quota, Quotas, StorageKind};
+use xenstore::policy::WordError;
+use xenstore::{DomId, EvtchnPort, Nesting, Quota, Quotas, StorageKind, layer, policy};
 
 use crate::xen::EventAbi;
 
@@ -26,6 +27,10 @@ pub struct Config {
     pub store: Option<DomId>,
     /// The limits to start with.
     pub quotas: Quotas,
+    /// Who may do what.
+    pub policies: policy::Choice,
+    /// What stands between clients and the store.
+    pub layers: layer::Choice,
     /// How long an event may stay unread before it is dropped; zero for ever.
     pub event_timeout: Duration,
     /// How long the slow scan of all rings takes; `None` if there is none.
@@ -63,16 +68,18 @@ const MISSING: Why =
     "missing; the domain builder passes the privileged domain's event channel port by it";
 
 impl Config {
-    /// Reads a command line: words between blanks, in any order; of a word given twice the last one counts.
+    /// Reads a command line: words between blanks or semicolons, in any order; of a word given twice the last one counts.
     ///
     /// # Errors
-    /// `--event` is missing, or it or a domid makes no sense.
+    /// `--event` is missing, or it, a domid or a policy makes no sense.
     pub fn parse(line: &[u8]) -> Result<Self, ConfigError> {
         let mut config = Self {
             event: NO_PORT,
             privileged: None,
             store: None,
             quotas: Quotas::default(),
+            policies: policy::Choice::default(),
+            layers: layer::Choice::default(),
             event_timeout: Duration::from_secs(20),
             ring_scan: Some(Duration::from_secs(20)),
             nesting: Nesting::default(),
@@ -82,7 +89,7 @@ impl Config {
             warnings: Vec::new(),
         };
         let mut words = line
-            .split(|byte| byte.is_ascii_whitespace() || *byte == 0)
+            .split(|byte| byte.is_ascii_whitespace() || matches!(byte, 0 | b';'))
             .filter(|word| !word.is_empty());
 
         while let Some(word) = words.next() {
@@ -96,6 +103,10 @@ impl Config {
             };
             let value = attached.or(detached).unwrap_or_default();
             let said = Quoted(word, detached);
+            if let Meaning::Policies = option.meaning {
+                config.set_policies(value)?;
+                continue;
+            }
             match option.meaning.apply(&mut config, value) {
                 Ok(()) => {}
                 Err(why) if option.meaning.is_essential() => return Err(said.error(why)),
@@ -153,6 +164,21 @@ impl Config {
         }
     }
 
+    fn set_policies(&mut self, value: &[u8]) -> Result<(), ConfigError> {
+        let chosen = policy::Choice::parse(value);
+        self.policies = chosen.map_err(|WordError { word, why }| ConfigError { word, why })?;
+        Ok(())
+    }
+
+    fn set_layers(&mut self, value: &[u8]) -> Result<(), Why> {
+        let (layers, errors) = layer::Choice::parse(value);
+        self.layers = layers;
+        for error in errors {
+            self.warn(format!("ignoring layer {error}"));
+        }
+        Ok(())
+    }
+
     fn set_timeout(&mut self, value: &[u8]) -> Result<(), Why> {
         let (b"watch-event", seconds) = assignment(value)? else {
             return Err("there is no such timeout");
@@ -178,7 +204,14 @@ impl Config {
     }
 
     fn set_storage(&mut self, value: &[u8]) -> Result<(), Why> {
-        self.storage = StorageKind::parse(value)?;
+        self.storage = match StorageKind::parse(value)? {
+            // Each further one would make the image larger by a fifth.
+            StorageKind {
+                is_flat: true,
+                is_journaled: true,
+            } => return Err("the image keeps a journal of a tree only"),
+            storage => storage,
+        };
         Ok(())
     }
 
@@ -223,6 +256,8 @@ enum Meaning {
     Essential(fn(&mut Config, &[u8]) -> Result<(), Why>),
     Setting(fn(&mut Config, &[u8]) -> Result<(), Why>),
     Limit(Quota),
+    /// As essential, and names the one that is wrong itself.
+    Policies,
     None(Why),
 }
 
@@ -231,6 +266,7 @@ impl Meaning {
         match self {
             Self::Essential(set) | Self::Setting(set) => set(config, value),
             Self::Limit(quota) => config.limit(quota, value),
+            Self::Policies => Ok(()),
             Self::None(why) => Err(why),
         }
     }
@@ -273,6 +309,8 @@ const WORDS: &[Spelling] = &[
     word("store", Meaning::Setting(Config::set_storage)),
     word("evtchn", Meaning::Setting(Config::set_event_abi)),
     word("loglevel", Meaning::Setting(Config::set_log_level)),
+    word("policy", Meaning::Policies),
+    word("layer", Meaning::Setting(Config::set_layers)),
 ];
 
 const fn takes(short: u8, long: &'static str, meaning: Meaning) -> Spelling {
@@ -423,7 +461,6 @@ mod tests {
             ("flat", true, false),
             ("journal", false, true),
             ("journal:tree", false, true),
-            ("journal:flat", true, true),
         ];
         for (word, is_flat, is_journaled) in kinds {
             let config = parse(&format!("--event 5 store={word}"));
@@ -434,9 +471,11 @@ mod tests {
             );
             assert!(config.warnings.is_empty());
         }
-        let config = parse("--event 5 store=heap");
-        assert_eq!(config.storage, StorageKind::default());
-        assert_eq!(config.warnings.len(), 1);
+        for wrong in ["heap", "journal:flat", ""] {
+            let config = parse(&format!("--event 5 store={wrong}"));
+            assert_eq!(config.storage, StorageKind::default());
+            assert_eq!(config.warnings.len(), 1);
+        }
     }
 
     #[test]
@@ -542,6 +581,49 @@ mod tests {
             (Duration::ZERO, None)
         );
         assert!(config.warnings.is_empty());
+    }
+
+    #[test]
+    fn policies_and_layers_are_one_word() {
+        let config = parse("--event 5 policy=legacy,protocol;layer=trace,rate:200/s,burst=5 -E 9");
+        assert_eq!(config.policies.as_str(), "legacy,protocol");
+        assert_eq!(config.layers.as_str(), "trace,rate:200/s,burst=5");
+        assert_eq!(config.quotas.get(Quota::Nodes), 9);
+        assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+        let config = parse("--event 5");
+        assert_eq!(config.policies.as_str(), "legacy");
+        assert_eq!(config.layers.as_str(), "");
+    }
+
+    #[test]
+    fn a_policy_that_is_none_stops_the_start_and_is_named() {
+        for (list, word, why) in [
+            (
+                "legacy,protokoll",
+                "protokoll",
+                "there is no policy of this name",
+            ),
+            ("protocol", "protocol", "legacy comes first, and once"),
+            ("", "", "there is no policy of this name"),
+            ("legacy,legacy", "legacy", "legacy comes first, and once"),
+            ("legacy,protocol,protocol", "protocol", "it is there twice"),
+            ("legacy,protocol:x", "protocol:x", "it takes no parameters"),
+            ("legacy,", "", "there is no policy of this name"),
+        ] {
+            let line = format!("--event 5 layer=trace;policy={list}");
+            assert_eq!(error(&line), format!("command line: \"{word}\": {why}"));
+        }
+    }
+
+    #[test]
+    fn a_layer_that_is_none_is_warned_of_and_left_out() {
+        let config = parse("--event 5 layer=trace,delya:5ms,rate:200,stats");
+        assert_eq!(config.layers.as_str(), "trace,stats");
+        let expected = [
+            "ignoring layer \"delya:5ms\": there is no layer of this name",
+            "ignoring layer \"rate:200\": it takes requests a second, such as rate:200/s",
+        ];
+        assert_eq!(config.warnings, expected);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! The only place that names both the machine and the dispatcher.
 
 use log::{info, warn};
-use xenstore::{FlatMap, Journaled, Progress, Server, Settings, Storage, Tree};
+use xenstore::{FlatMap, Journaled, Progress, Server, Settings, Storage, StorageKind, Tree};
 
 use crate::boot_info::BootInfo;
 use crate::config::Config;
@@ -21,11 +21,12 @@ pub fn run(boot: BootInfo) -> ! {
     }
     let machine = Machine::start(ground, config.event_abi).unwrap_or_else(|error| crash(error));
 
-    match (config.storage.is_flat, config.storage.is_journaled) {
-        (false, false) => serve::<Tree>(machine, &config),
-        (true, false) => serve::<FlatMap>(machine, &config),
-        (false, true) => serve::<Journaled<Tree>>(machine, &config),
-        (true, true) => serve::<Journaled<FlatMap>>(machine, &config),
+    match config.storage {
+        StorageKind { is_flat: true, .. } => serve::<FlatMap>(machine, &config),
+        StorageKind {
+            is_journaled: true, ..
+        } => serve::<Journaled<Tree>>(machine, &config),
+        _ => serve::<Tree>(machine, &config),
     }
 }
 
@@ -37,6 +38,8 @@ fn serve<S: Storage>(machine: Machine, config: &Config) -> ! {
         grantable,
         quotas: config.quotas.clone(),
         event_timeout: config.event_timeout,
+        policies: config.policies.clone(),
+        layers: config.layers.clone(),
         ..Settings::new(privileged, config.store.unwrap_or(machine.own_domain()))
     });
     let mut dispatcher =

@@ -6,7 +6,7 @@ use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::iter;
 
-use crate::acl::{self, Acl, Entry, Holder, Incarnation, Letter, Subject};
+use crate::acl::{self, Acl, Entry, Holder, Incarnation, Letter, Right, Subject};
 use crate::answer::Answer;
 use crate::bugs;
 use crate::counters::Counters;
@@ -17,7 +17,7 @@ use crate::features::Features;
 use crate::ids::{DomId, EvtchnPort, Generation};
 use crate::memory::{self, Lack, Supply};
 use crate::path::{Components, NamedPath, PathRef};
-use crate::policy::{Access, Legacy, Operation, Policies, Policy};
+use crate::policy::{Access, Operation, Policies, legacy};
 use crate::quota::{Quota, Quotas, within};
 use crate::refusal::Reason;
 use crate::run::fits;
@@ -397,22 +397,44 @@ impl<S: Storage> Work<'_, '_, S> {
         path: PathRef<'p>,
         operation: Operation<'_>,
     ) -> Result<(&Node<S::Child>, Components<'p>), Refusal> {
+        let found = self.granted(path, operation.right())?;
+        if let Some(policies) = self.setting.policies {
+            self.check_more(policies, operation, path, &found.0.acl)?;
+        }
+        Ok(found)
+    }
+
+    /// As [`Work::nearest`], as far as the access control lists are concerned.
+    fn granted<'p>(
+        &self,
+        path: PathRef<'p>,
+        right: Right,
+    ) -> Result<(&Node<S::Child>, Components<'p>), Refusal> {
         let (nearest, missing) = self.nodes.nearest(path);
+        legacy::check(&self.setting.subject, right, path, Some(&nearest.acl))?;
+        Ok((nearest, missing))
+    }
+
+    /// Asks those who have a say besides the access control lists.
+    #[cold]
+    fn check_more(
+        &self,
+        policies: &Policies,
+        operation: Operation<'_>,
+        path: PathRef<'_>,
+        acl: &Acl,
+    ) -> Result<(), Errno> {
         let seen: &dyn View = &*self.nodes;
         let access = Access {
             subject: self.setting.subject,
             operation,
             path,
-            acl: Some(&nearest.acl),
+            acl: Some(acl),
             seen,
             store: self.setting.store.unwrap_or(seen),
             now: self.setting.now,
         };
-        Legacy.check(&access)?;
-        if let Some(policies) = self.setting.policies {
-            self.setting.check_more(policies, &access)?;
-        }
-        Ok((nearest, missing))
+        policies.check(&access, self.setting.counters)
     }
 
     fn touch(&mut self, path: PathRef<'_>) -> Result<(), Errno> {

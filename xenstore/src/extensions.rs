@@ -10,7 +10,6 @@ use core::mem;
 use crate::acl::Acl;
 use crate::answer::Answer;
 use crate::conflict::Hold;
-use crate::database::Setting;
 use crate::effects::Effects;
 use crate::extension::{Keep, View, WordError, items};
 use crate::ids::{ConnId, DomId, TxId};
@@ -207,11 +206,12 @@ impl<S: Storage> Server<S> {
     }
 
     /// Whether a client may watch a path, as far as policies are concerned.
-    pub(crate) fn may_watch(&self, conn: ConnId, path: PathRef<'_>) -> Result<(), Errno> {
-        match self.policies.more() {
-            Some(policies) => self.ask_policies(policies, conn, Operation::Watch, path),
-            None => Ok(()),
+    pub(crate) fn may_watch(&mut self, conn: ConnId, path: PathRef<'_>) -> Result<(), Errno> {
+        if let Some(policies) = self.policies.more() {
+            self.ask_policies(policies, conn, Operation::Watch, path)?;
+            self.tell_passed();
         }
+        Ok(())
     }
 
     /// Whether a client may hear of a node that it may read, as far as policies are concerned.
@@ -274,14 +274,6 @@ impl<S: Storage> Server<S> {
                 }
             }
         });
-    }
-}
-
-impl Setting<'_> {
-    /// Judges an access that the lists allow.
-    #[cold]
-    pub(crate) fn check_more(&self, policies: &Policies, access: &Access<'_>) -> Result<(), Errno> {
-        policies.check(access, self.counters)
     }
 }
 

@@ -78,7 +78,10 @@ impl<S: Storage> Server<S> {
             }
             .execute(kind, payload),
         });
-        let answer = self.passed(answer)?;
+        if self.policies.more().is_some() {
+            self.tell_passed();
+        }
+        let answer = answer?;
         if !self.effects.is_empty() {
             let mut effects = mem::take(&mut self.effects);
             self.commit(&mut effects);
@@ -125,15 +128,6 @@ impl<S: Storage> Server<S> {
             watches: (!told_all).then_some(&self.watches),
         };
         work(&mut setting, place)
-    }
-
-    /// Lets policies know, if there are more than `legacy`, what a request was allowed that is answered.
-    #[inline]
-    fn passed<T>(&mut self, answer: Result<T, Refusal>) -> Result<T, Refusal> {
-        if self.policies.more().is_some() {
-            self.tell_passed();
-        }
-        answer
     }
 
     fn start_transaction(
@@ -227,8 +221,7 @@ impl<S: Storage> Server<S> {
             token: Token::new(token),
             depth,
         };
-        let added = self.add_watch(watch).map_err(Refusal::from);
-        self.passed(added)?;
+        self.add_watch(watch)?;
         Ok(Answer::Done)
     }
 

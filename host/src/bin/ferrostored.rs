@@ -8,11 +8,13 @@ use std::process::ExitCode;
 
 use host::daemon::Daemon;
 use lexopt::prelude::*;
-use xenstore::{DomId, FlatMap, Journaled, Nesting, Quota, Settings, Storage, StorageKind, Tree};
+use xenstore::{
+    DomId, FlatMap, Journaled, Nesting, Quota, Settings, Storage, StorageKind, Tree, layer, policy,
+};
 
 const HELP: &str = "\
 ferrostored [--socket PATH] [--domains N] [--quota NAME=LIMIT]... [--transactions WORD] [--store WORD]
-            [--log LEVEL]
+            [--policy LIST] [--layer LIST] [--log LEVEL]
 
 Serves xenstore on a unix socket, in the foreground.
 
@@ -23,6 +25,8 @@ Serves xenstore on a unix socket, in the foreground.
   --transactions WORD  who may begin a transaction inside another: nobody (flat), domains to which SET_FEATURE gives that (granted), or
                        everybody (nested); default: flat
   --store WORD         how nodes are kept: tree, flat, or with a journal of all changes: journal, journal:flat; default: tree
+  --policy LIST        who may do what; default: legacy (docs/policies.md)
+  --layer LIST         what stands between clients and the store; default: nothing (docs/policies.md)
   --log LEVEL          off, error, warn, info, debug or trace; default: info";
 const DEFAULT_SOCKET: &str = "/run/xenstored/socket";
 /// The domain that clients of the socket speak for.
@@ -45,6 +49,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     let mut domains = 0;
     let mut storage = StorageKind::default();
     let mut level = log::LevelFilter::Info;
+    let mut ignored = Vec::new();
     let mut arguments = lexopt::Parser::from_env();
     while let Some(argument) = arguments.next()? {
         match argument {
@@ -56,6 +61,15 @@ fn run() -> Result<(), Box<dyn Error>> {
                 (settings.features, settings.grantable) = nesting.features();
             }
             Long("store") => storage = StorageKind::parse(arguments.value()?.string()?.as_bytes())?,
+            Long("policy") => {
+                let chosen = policy::Choice::parse(arguments.value()?.as_encoded_bytes());
+                settings.policies = chosen.map_err(|error| format!("policy {error}"))?;
+            }
+            Long("layer") => {
+                let (layers, errors) = layer::Choice::parse(arguments.value()?.as_encoded_bytes());
+                settings.layers = layers;
+                ignored.extend(errors);
+            }
             Long("log") => level = arguments.value()?.parse()?,
             Short('h') | Long("help") => {
                 println!("{HELP}");
@@ -65,6 +79,9 @@ fn run() -> Result<(), Box<dyn Error>> {
         }
     }
     env_logger::Builder::new().filter_level(level).init();
+    for error in ignored {
+        log::warn!("ignoring layer {error}");
+    }
     match (storage.is_flat, storage.is_journaled) {
         (false, false) => serve::<Tree>(&socket, settings, domains),
         (true, false) => serve::<FlatMap>(&socket, settings, domains),

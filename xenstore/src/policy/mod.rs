@@ -3,7 +3,9 @@
 //! `legacy`, the access control lists, is always there and always first. The others are looked at in the order given, and the first
 //! refusal is the answer. They judge every access in a transaction and out of it, and again when a transaction is merged.
 
-mod legacy;
+mod chinese_wall;
+pub(crate) mod legacy;
+mod protocol;
 
 use alloc::boxed::Box;
 use alloc::format;
@@ -21,7 +23,7 @@ use crate::path::{Path, PathRef};
 use crate::time::Instant;
 use crate::wire::Errno;
 
-pub(crate) use legacy::Legacy;
+use legacy::Legacy;
 
 /// Accesses of one request that are noted for policies: more than any request has.
 const PASSED_MAX: usize = 16;
@@ -105,7 +107,7 @@ impl Operation<'_> {
     }
 
     /// The right that the access control list must give.
-    const fn right(self) -> Right {
+    pub(crate) const fn right(self) -> Right {
         match self {
             Self::Read | Self::List | Self::GetPerms | Self::Watch | Self::Hear => Right::Read,
             Self::Write(_) | Self::Mkdir | Self::Remove => Right::Write,
@@ -231,12 +233,26 @@ pub(crate) struct Sort {
 }
 
 /// All of them.
-pub(crate) const SORTS: &[Sort] = &[Sort {
-    name: LEGACY,
-    parameters: "",
-    help: "the access control lists of nodes; always there, and first",
-    make: |item| item.without_parameters().map(|()| Box::new(Legacy) as _),
-}];
+pub(crate) const SORTS: &[Sort] = &[
+    Sort {
+        name: LEGACY,
+        parameters: "",
+        help: "the access control lists of nodes; always there, and first",
+        make: |item| item.without_parameters().map(|()| Box::new(Legacy) as _),
+    },
+    Sort {
+        name: "protocol",
+        parameters: "",
+        help: "frontends and backends write the keys of their own end of a device, and move its state as xenbus has it",
+        make: protocol::Protocol::make,
+    },
+    Sort {
+        name: "chinese_wall",
+        parameters: "CLASS=PATH+PATH...,...",
+        help: "a domain that touched what lies at or below one path of a class is kept out of the others",
+        make: chinese_wall::ChineseWall::make,
+    },
+];
 
 /// What each is for, a line each.
 pub(crate) fn help() -> String {
