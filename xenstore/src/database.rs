@@ -77,6 +77,8 @@ pub(crate) struct Setting<'a> {
     pub(crate) pending: Charge,
     /// Who has a say besides the access control lists.
     pub(crate) policies: Option<&'a Policies>,
+    /// For them, whether this is part of a transaction.
+    pub(crate) is_in_transaction: bool,
     /// For them, in a transaction, the committed nodes.
     pub(crate) store: Option<&'a dyn View>,
 }
@@ -432,6 +434,8 @@ impl<S: Storage> Work<'_, '_, S> {
             acl: Some(acl),
             seen,
             store: self.setting.store.unwrap_or(seen),
+            domains: self.setting.domains,
+            is_in_transaction: self.setting.is_in_transaction,
             now: self.setting.now,
         };
         policies.check(&access, self.setting.counters)

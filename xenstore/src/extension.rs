@@ -57,8 +57,14 @@ pub trait Keep {
     /// Gives a node a value; makes it, and what is missing above it, if need be. Not if the path is not well formed.
     fn write(&mut self, path: &str, value: &[u8]);
 
+    /// As [`Keep::write`]; nodes that are made belong to a domain alone, if it is known.
+    fn give(&mut self, path: &str, value: &[u8], owner: DomId);
+
     /// Cuts a node off with all below it, if it is there. `/` stays.
     fn remove(&mut self, path: &str);
+
+    /// Whether there is a domain with this domid, so that its end will be noticed.
+    fn is_known(&self, domid: DomId) -> bool;
 }
 
 /// A word that names no policy or layer, or not well.

@@ -239,6 +239,8 @@ impl<S: Storage> Server<S> {
             acl: None,
             seen: &self.store.nodes,
             store: &self.store.nodes,
+            domains: &self.domains,
+            is_in_transaction: false,
             now: self.now,
         };
         policies.check(&access, &connection.counters)
@@ -431,13 +433,23 @@ impl<S: Storage> Keep for Keeper<'_, S> {
     }
 
     fn write(&mut self, path: &str, value: &[u8]) {
+        self.give(path, value, self.0.domains.privileged().domid);
+    }
+
+    fn is_known(&self, domid: DomId) -> bool {
+        self.0.domains.get(domid).is_some()
+    }
+
+    fn give(&mut self, path: &str, value: &[u8], owner: DomId) {
         let Ok(path) = Path::parse(path.as_bytes(), DomId::new(0), 0) else {
             return;
         };
         let path = path.as_ref();
         let server = &mut *self.0;
         let mut effects = Effects::default();
-        let owner = server.domains.privileged();
+        let owner = server.domains.get(owner);
+        let owner = owner.map(|owner| owner.incarnation);
+        let owner = owner.unwrap_or(server.domains.privileged());
         let (_, missing) = server.store.nodes.nearest(path);
         let levels = missing.count();
         let mut edit = server.store.edit(&mut effects, &server.watches);

@@ -65,6 +65,7 @@ impl<S: Storage> Server<S> {
         let answer = self.with_setting(conn, |setting, place| match transaction {
             Some(id) => {
                 if setting.policies.is_some() {
+                    setting.is_in_transaction = true;
                     setting.store = Some(place.nodes);
                 }
                 place.transactions.execute(id, setting, kind, payload)
@@ -78,18 +79,17 @@ impl<S: Storage> Server<S> {
             }
             .execute(kind, payload),
         });
-        if self.policies.more().is_some() {
-            self.tell_passed();
-        }
-        let answer = answer?;
-        if !self.effects.is_empty() {
+        if answer.is_ok() && !self.effects.is_empty() {
             let mut effects = mem::take(&mut self.effects);
             self.commit(&mut effects);
             self.note_changes(conn, &effects);
             effects.clear();
             self.effects = effects;
         }
-        Ok(answer)
+        if self.policies.more().is_some() {
+            self.tell_passed();
+        }
+        answer
     }
 
     /// Does `work` with what a connection's requests run with.
@@ -119,6 +119,7 @@ impl<S: Storage> Server<S> {
             absent: &connection.absent,
             pending: Charge::default(),
             policies: self.policies.more(),
+            is_in_transaction: false,
             store: None,
         };
         let place = Place {
@@ -175,6 +176,7 @@ impl<S: Storage> Server<S> {
         let (mut work, mut spare) = (0, None);
         let ended = self.with_setting(conn, |setting, place| {
             if commit {
+                setting.is_in_transaction = true;
                 let Place { nodes, watches, .. } = place;
                 let committed = place.transactions.commit(id, setting, nodes, watches);
                 work = place.transactions.take_work();

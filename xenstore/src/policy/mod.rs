@@ -4,6 +4,7 @@
 //! refusal is the answer. They judge every access in a transaction and out of it, and again when a transaction is merged.
 
 mod chinese_wall;
+pub mod lease;
 pub(crate) mod legacy;
 mod protocol;
 
@@ -16,6 +17,7 @@ use core::mem;
 
 use crate::acl::{Acl, Right, Subject};
 use crate::counters::Counters;
+use crate::domain::Domains;
 use crate::extension::{Item, LIST_MAX, Why, items};
 pub use crate::extension::{Keep, View, WordError};
 use crate::ids::DomId;
@@ -127,6 +129,8 @@ pub struct Access<'a> {
     pub(crate) seen: &'a dyn View,
     /// The committed nodes.
     pub(crate) store: &'a dyn View,
+    pub(crate) domains: &'a Domains,
+    pub(crate) is_in_transaction: bool,
     pub(crate) now: Instant,
 }
 
@@ -171,6 +175,18 @@ impl<'a> Access<'a> {
     #[must_use]
     pub fn store(&self) -> &'a dyn View {
         self.store
+    }
+
+    /// Whether there is a domain with this domid, so that its end will be noticed.
+    #[must_use]
+    pub fn is_known(&self, domid: DomId) -> bool {
+        self.domains.get(domid).is_some()
+    }
+
+    /// Whether the request is part of a transaction; also while that is merged.
+    #[must_use]
+    pub fn is_in_transaction(&self) -> bool {
+        self.is_in_transaction
     }
 
     /// When.
@@ -251,6 +267,12 @@ pub(crate) const SORTS: &[Sort] = &[
         parameters: "CLASS=PATH+PATH...,...",
         help: "a domain that touched what lies at or below one path of a class is kept out of the others",
         make: chinese_wall::ChineseWall::make,
+    },
+    Sort {
+        name: "lease",
+        parameters: "",
+        help: "resources below /lease are held as their leases say, and released when their holder ends",
+        make: lease::Lease::make,
     },
 ];
 
