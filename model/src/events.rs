@@ -99,7 +99,11 @@ impl Model {
                     continue;
                 }
                 let may = |node: &&Node| self.subject(*domid).may(&node.acl, b'r');
-                if *hears.get_or_insert_with(|| readers.iter().any(may)) {
+                let may_hear = || {
+                    let kept_out = self.rules.is_kept_out(*domid, path, &self.tree);
+                    readers.iter().any(may) && (self.is_privileged(*domid) || !kept_out)
+                };
+                if *hears.get_or_insert_with(may_hear) {
                     told.push(Told {
                         to: *domid,
                         watch: watch.id,

@@ -10,6 +10,7 @@ mod events;
 mod life;
 mod nodes;
 mod payload;
+mod policy;
 mod queue;
 mod request;
 
@@ -21,6 +22,7 @@ use nodes::{Change, Node, Touched, Tree};
 use queue::Queue;
 
 pub use life::Fate;
+pub use policy::Rules;
 pub use queue::Source;
 
 /// The names of errors that clients know (`io/xs_wire.h`): no other may come.
@@ -182,6 +184,9 @@ pub struct Model {
     /// Events that the server had no room for in the present step: whose, of a watch on which path, and their payload.
     lost: Vec<(u16, (String, Vec<u8>))>,
     faults: Vec<String>,
+    rules: Rules,
+    /// What the policies let pass of the request that ran last.
+    passed: Option<String>,
 }
 
 /// Numbers given so far.
@@ -267,6 +272,8 @@ impl Model {
             lenient: false,
             lost: Vec::new(),
             faults: Vec::new(),
+            rules: Rules::default(),
+            passed: None,
         };
         let me = settings.privileged;
         model.meet(me, unique);

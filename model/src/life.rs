@@ -193,6 +193,7 @@ impl Model {
         }
         self.domains.remove(&domid);
         self.version += 1;
+        self.forget_choices(domid);
         if was_introduced {
             self.tell_of(RELEASE, domid);
         }

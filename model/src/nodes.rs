@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use crate::acl::{Acl, Subject, Who, owner};
 use crate::payload::{domid, exactly, node_path, number, path, strings};
+use crate::policy::Rules;
 use crate::{
     ANY, Answer, DOMID_ANY, Domain, Errno, Limits, PAYLOAD_MAX, Quota, RESERVED, Reply, limit,
     within,
@@ -55,6 +56,11 @@ pub(crate) struct View<'a> {
     pub(crate) own: &'a Acl,
     /// A domid of which the server should have asked the machine.
     pub(crate) unasked: Option<u16>,
+    pub(crate) rules: &'a Rules,
+    /// The committed nodes.
+    pub(crate) store: &'a Tree,
+    /// What the policies let pass last.
+    pub(crate) passed: Option<String>,
 }
 
 impl Touched {
@@ -102,6 +108,7 @@ pub(crate) fn is_about_nodes(kind: u32) -> bool {
 
 impl View<'_> {
     pub(crate) fn execute(&mut self, kind: u32, payload: &[u8]) -> Reply {
+        self.ask(kind, payload)?;
         match kind {
             1 => self.directory(one_path(payload)?),
             2 => self.read(one_path(payload)?),
@@ -113,6 +120,31 @@ impl View<'_> {
             22 => self.part(payload),
             _ => Err("ENOSYS"),
         }
+    }
+
+    /// Asks the policies about what the lists allow.
+    fn ask(&mut self, kind: u32, payload: &[u8]) -> Result<(), Errno> {
+        let written = strings(payload).first().copied().unwrap_or_default();
+        let Ok(path) = self.any_path(written) else {
+            return Ok(());
+        };
+        let right = match kind {
+            1..=3 | 22 => b'r',
+            14 => b'o',
+            _ => b'w',
+        };
+        let who = self.subject.who.domid();
+        if self.subject.privileged || self.nearest(&path, right).is_err() {
+            return Ok(());
+        }
+        if self
+            .rules
+            .refuse(who, (kind, &path, payload), self.tree, self.store)
+        {
+            return Err("EACCES");
+        }
+        self.passed = Some(path);
+        Ok(())
     }
 
     fn directory(&mut self, written: &[u8]) -> Reply {

@@ -62,7 +62,7 @@ impl Model {
     }
 
     /// Counts a request, and whether it may run.
-    fn begin(&mut self, who: u16, privileged: bool) -> bool {
+    pub(crate) fn begin(&mut self, who: u16, privileged: bool) -> bool {
         let outstanding = self.outstanding(who);
         let limit = limit(&self.limits(who), Quota::Outstanding);
         let Some(client) = self.clients.get_mut(&who) else {
@@ -104,7 +104,7 @@ impl Model {
     }
 
     /// Queues the reply; gives the watch whose first event follows it.
-    fn finish(&mut self, who: u16, request: &Request<'_>, reply: Reply) -> Option<u64> {
+    pub(crate) fn finish(&mut self, who: u16, request: &Request<'_>, reply: Reply) -> Option<u64> {
         let fresh = match (&reply, request.kind) {
             (Ok(_), 4) => {
                 let client = self.clients.get(&who);
@@ -268,6 +268,9 @@ impl Model {
             self.version += 1;
             self.tell(&before, &changes, None);
         }
+        if let Some(path) = self.passed.take() {
+            self.choose(who, &path);
+        }
         reply
     }
 
@@ -292,6 +295,9 @@ impl Model {
             self.with_view(who, tree, Some(&mut touched), elsewhere, |view| {
                 view.execute(kind, payload)
             });
+        if let Some(path) = self.passed.take() {
+            self.choose(who, &path);
+        }
         let client = self.clients.get_mut(&who).ok_or("EIO")?;
         let transaction = client.transactions.get_mut(&tx).ok_or("EIO")?;
         transaction.failed |= touched.overflowed;
@@ -332,9 +338,14 @@ impl Model {
             subject: self.subject(who),
             own: &own,
             unasked: None,
+            rules: &self.rules,
+            store: &self.tree,
+            passed: None,
         };
         let done = work(&mut view);
-        if let Some(domid) = view.unasked {
+        let (unasked, passed) = (view.unasked, view.passed.take());
+        self.passed = passed;
+        if let Some(domid) = unasked {
             self.fault(format!("nobody asked the machine for domain {domid}"));
         }
         (done, tree, changes)
@@ -495,6 +506,7 @@ impl Model {
         };
         let limits = self.limits(who);
         let path = path(written, who, &limits)?;
+        self.may_watch(who, &path)?;
         let client = self.clients.get_mut(&who).ok_or("EIO")?;
         let same = |watch: &Watch| watch.path == path && watch.token == token;
         if client.watches.iter().any(same) {

@@ -7,10 +7,12 @@ use alloc::vec::Vec;
 use crate::answer::Answer;
 use crate::connection::Connection;
 use crate::counters::Counters;
+use crate::database::Refusal;
 use crate::domain::Domain;
-use crate::ids::DomId;
+use crate::ids::{ConnId, DomId};
 use crate::layer;
 use crate::lifecycle::parse_domid;
+use crate::live_update;
 use crate::policy;
 use crate::privilege::Privileged;
 use crate::quota::{Peaks, Quota};
@@ -67,14 +69,26 @@ const fn command<S: Storage>(
 
 impl<S: Storage> Server<S> {
     /// Runs a command (protocol.md section 11).
-    pub(crate) fn control(&mut self, token: Privileged, payload: &[u8]) -> Result<Answer, Errno> {
+    pub(crate) fn control(
+        &mut self,
+        token: Privileged,
+        conn: ConnId,
+        payload: &[u8],
+    ) -> Result<Answer, Refusal> {
+        let mut parts = payload.splitn(2, |byte| *byte == 0);
+        if let (Some(name), Some(steps)) = (parts.next(), parts.next())
+            && name == live_update::NAME.as_bytes()
+        {
+            return self.live_update(conn, steps);
+        }
         let words: Vec<&[u8]> = strings(payload).collect();
         let (name, parameters) = words.split_first().ok_or(Errno::EINVAL)?;
         let command = commands()
             .into_iter()
             .find(|command| command.name.as_bytes() == *name)
             .ok_or(Errno::EINVAL)?;
-        (command.run)(self, token, parameters).map(Answer::Text)
+        let text = (command.run)(self, token, parameters)?;
+        Ok(Answer::Text(text))
     }
 }
 
@@ -83,15 +97,25 @@ fn done() -> Result<String, Errno> {
 }
 
 fn help<S: Storage>(
-    _: &mut Server<S>,
+    server: &mut Server<S>,
     _: Privileged,
     parameters: &[&[u8]],
 ) -> Result<String, Errno> {
     if !parameters.is_empty() {
         return Err(Errno::EINVAL);
     }
-    let line = |command: &Command<S>| format!("{:<15} {}\n", command.name, command.parameters);
-    Ok(commands().iter().map(line).collect())
+    let commands = commands::<S>();
+    let known = commands
+        .iter()
+        .map(|command| (command.name, command.parameters));
+    let all = known.chain(
+        server
+            .can_update()
+            .then_some((live_update::NAME, live_update::PARAMETERS)),
+    );
+    Ok(all
+        .map(|(name, parameters)| format!("{name:<15} {parameters}\n"))
+        .collect())
 }
 
 /// Counts again what every domain has, and compares.

@@ -38,6 +38,8 @@ pub(crate) enum Refusal {
     Errno(Errno),
     /// Not yet: first the host must do something.
     Wait(Need),
+    /// No answer now: it comes when there is one, and the connection goes on until then.
+    Later,
 }
 
 /// What the host must do before a request can be answered.
@@ -138,6 +140,9 @@ impl Setting<'_> {
 impl<S: Storage> Work<'_, '_, S> {
     /// Runs one of the requests that [`is_database`] names.
     pub(crate) fn execute(&mut self, kind: Kind, payload: &[u8]) -> Result<Answer, Refusal> {
+        if let Some(policies) = self.setting.policies {
+            self.ask(policies, kind, payload)?;
+        }
         match kind {
             Kind::Directory => self.directory(payload),
             Kind::Read => self.read(payload),
@@ -151,9 +156,37 @@ impl<S: Storage> Work<'_, '_, S> {
         }
     }
 
+    /// Asks those who have a say besides the access control lists. What these do not allow anyway, and what is no request, is not asked.
+    #[cold]
+    fn ask(&self, policies: &Policies, kind: Kind, payload: &[u8]) -> Result<(), Errno> {
+        let written = strings(payload).next().unwrap_or_default();
+        let Some(operation) = Operation::of(kind, written, payload) else {
+            return Ok(());
+        };
+        let setting = &*self.setting;
+        let Ok(path) = NamedPath::parse(written, setting.home, self.limit(Quota::PathMax)) else {
+            return Ok(());
+        };
+        let path = path.as_ref();
+        let (nearest, _) = self.nodes.nearest(path);
+        let seen: &dyn View = &*self.nodes;
+        let access = Access {
+            subject: setting.subject,
+            operation,
+            path,
+            acl: Some(&nearest.acl),
+            seen,
+            store: setting.store.unwrap_or(seen),
+            domains: setting.domains,
+            is_in_transaction: setting.is_in_transaction,
+            now: setting.now,
+        };
+        policies.check(&access, setting.counters)
+    }
+
     fn directory(&mut self, payload: &[u8]) -> Result<Answer, Refusal> {
         let path = self.node_path(one_path(payload)?)?;
-        let node = self.allowed(path.as_ref(), Operation::List)?;
+        let node = self.allowed(path.as_ref(), Right::Read)?;
         if !fits(node.children().list_size()) && !bugs::XSA_72 {
             return Err(Errno::E2BIG.into());
         }
@@ -164,20 +197,20 @@ impl<S: Storage> Work<'_, '_, S> {
         let [path, offset] = exactly(payload)?;
         let path = self.node_path(path)?;
         let offset = usize::try_from(decimal(offset, u32::MAX)?).unwrap_or(usize::MAX);
-        let node = self.allowed(path.as_ref(), Operation::List)?;
+        let node = self.allowed(path.as_ref(), Right::Read)?;
         Ok(Answer::part(node.generation, node.children(), offset))
     }
 
     fn read(&mut self, payload: &[u8]) -> Result<Answer, Refusal> {
         let path = self.node_path(one_path(payload)?)?;
-        let node = self.allowed(path.as_ref(), Operation::Read)?;
+        let node = self.allowed(path.as_ref(), Right::Read)?;
         Ok(Answer::Value(node.value.clone()))
     }
 
     fn get_perms(&mut self, payload: &[u8]) -> Result<Answer, Refusal> {
         let path = self.any_path(one_path(payload)?)?;
         let domains = self.setting.domains;
-        let node = self.allowed(path.as_ref(), Operation::GetPerms)?;
+        let node = self.allowed(path.as_ref(), Right::Read)?;
         let shown = node
             .acl
             .encode(|incarnation| domains.alive(incarnation).is_some());
@@ -192,7 +225,7 @@ impl<S: Storage> Work<'_, '_, S> {
         let path = self.node_path(path)?;
         let path = path.as_ref();
         self.touch(path)?;
-        let (node, missing) = self.nearest(path, Operation::Write(value))?;
+        let (node, missing) = self.nearest(path, Right::Write)?;
         if missing.is_empty() {
             let size = node_size(node, value.len(), node.children().list_size());
             let grown = value.len().saturating_sub(node.value.as_bytes().len());
@@ -209,7 +242,7 @@ impl<S: Storage> Work<'_, '_, S> {
     fn mkdir(&mut self, payload: &[u8]) -> Result<Answer, Refusal> {
         let path = self.node_path(one_path(payload)?)?;
         self.touch(path.as_ref())?;
-        let (nearest, missing) = self.nearest(path.as_ref(), Operation::Mkdir)?;
+        let (nearest, missing) = self.nearest(path.as_ref(), Right::Write)?;
         if !missing.is_empty() {
             let plan = self.plan(nearest, missing, &[])?;
             self.create(path.as_ref(), plan, &[])?;
@@ -221,7 +254,7 @@ impl<S: Storage> Work<'_, '_, S> {
         let path = self.node_path(one_path(payload)?)?;
         let path = path.as_ref();
         self.touch(path)?;
-        let (_, missing) = self.nearest(path, Operation::Remove)?;
+        let (_, missing) = self.nearest(path, Right::Write)?;
         let parent = path.parent().ok_or(Errno::EINVAL)?;
         if missing.is_empty() {
             self.edit().remove(path);
@@ -241,7 +274,7 @@ impl<S: Storage> Work<'_, '_, S> {
                 self.setting.refuse(Quota::NodePermissions, limit);
             }
         })?;
-        let node = self.allowed(path.as_ref(), Operation::SetPerms)?;
+        let node = self.allowed(path.as_ref(), Right::Own)?;
         let owner = node.acl.owner();
         let acl = self.resolve(&entries, owner)?;
         self.edit().set_acl(path.as_ref(), Rc::new(acl));
@@ -377,68 +410,25 @@ impl<S: Storage> Work<'_, '_, S> {
         own.plus(self.setting.pending)
     }
 
-    /// The node, which must exist, if the client may do that.
-    #[inline]
-    fn allowed(
-        &mut self,
-        path: PathRef<'_>,
-        operation: Operation<'_>,
-    ) -> Result<&Node<S::Child>, Refusal> {
+    /// The node, which must exist, if the client has `right` to it.
+    fn allowed(&mut self, path: PathRef<'_>, right: Right) -> Result<&Node<S::Child>, Refusal> {
         self.touch(path)?;
-        match self.nearest(path, operation)? {
+        match self.nearest(path, right)? {
             (node, missing) if missing.is_empty() => Ok(node),
             _ => Err(Errno::ENOENT.into()),
         }
     }
 
-    /// The node, or the nearest above where it is missing, with the names that are, if the client may do that. What a client may not
+    /// The node, or the nearest above where it is missing, with the names that are, if the client has `right` to that. What a client may not
     /// see, it may not miss either (protocol.md section 5.3).
-    #[inline]
     fn nearest<'p>(
-        &self,
-        path: PathRef<'p>,
-        operation: Operation<'_>,
-    ) -> Result<(&Node<S::Child>, Components<'p>), Refusal> {
-        let found = self.granted(path, operation.right())?;
-        if let Some(policies) = self.setting.policies {
-            self.check_more(policies, operation, path, &found.0.acl)?;
-        }
-        Ok(found)
-    }
-
-    /// As [`Work::nearest`], as far as the access control lists are concerned.
-    fn granted<'p>(
         &self,
         path: PathRef<'p>,
         right: Right,
     ) -> Result<(&Node<S::Child>, Components<'p>), Refusal> {
         let (nearest, missing) = self.nodes.nearest(path);
-        legacy::check(&self.setting.subject, right, path, Some(&nearest.acl))?;
+        legacy::check(&self.setting.subject, right, path, &nearest.acl)?;
         Ok((nearest, missing))
-    }
-
-    /// Asks those who have a say besides the access control lists.
-    #[cold]
-    fn check_more(
-        &self,
-        policies: &Policies,
-        operation: Operation<'_>,
-        path: PathRef<'_>,
-        acl: &Acl,
-    ) -> Result<(), Errno> {
-        let seen: &dyn View = &*self.nodes;
-        let access = Access {
-            subject: self.setting.subject,
-            operation,
-            path,
-            acl: Some(acl),
-            seen,
-            store: self.setting.store.unwrap_or(seen),
-            domains: self.setting.domains,
-            is_in_transaction: self.setting.is_in_transaction,
-            now: self.setting.now,
-        };
-        policies.check(&access, self.setting.counters)
     }
 
     fn touch(&mut self, path: PathRef<'_>) -> Result<(), Errno> {

@@ -9,6 +9,7 @@ use core::time::Duration;
 use crate::ids::DomId;
 use crate::path::{Path, PathRef};
 use crate::storage::Storage;
+use crate::time::Instant;
 use crate::wire::decimal;
 
 /// Policies, or layers, that can be there at a time.
@@ -65,6 +66,9 @@ pub trait Keep {
 
     /// Whether there is a domain with this domid, so that its end will be noticed.
     fn is_known(&self, domid: DomId) -> bool;
+
+    /// When this is.
+    fn now(&self) -> Instant;
 }
 
 /// A word that names no policy or layer, or not well.

@@ -10,6 +10,7 @@ use core::mem;
 use crate::acl::Acl;
 use crate::answer::Answer;
 use crate::conflict::Hold;
+use crate::connection::Request;
 use crate::effects::Effects;
 use crate::extension::{Keep, View, WordError, items};
 use crate::ids::{ConnId, DomId, TxId};
@@ -17,7 +18,6 @@ use crate::journal::Entry;
 use crate::layer::{self, Call, Done, Gate, Gates, Layers};
 use crate::path::{Path, PathRef};
 use crate::policy::{self, Access, Operation, Policies, Policy};
-use crate::run::Ran;
 use crate::server::Server;
 use crate::storage::Storage;
 use crate::time::Instant;
@@ -57,7 +57,7 @@ impl<S: Storage> Server<S> {
         self.set_layers(layers.as_bytes());
     }
 
-    /// As [`Server::start_extensions`], of a store that was running before: what was kept counts, if anything was.
+    /// As [`Server::start_extensions`], of a store that was running before: what was kept counts, if anything was, else what was set.
     ///
     /// # Errors
     /// A policy that was in force is not known here.
@@ -72,7 +72,10 @@ impl<S: Storage> Server<S> {
             warn_of(&errors);
             self.settings.layers = layers;
         }
-        self.start_extensions();
+        // Nothing is written: to clients it must be as if nothing had happened.
+        self.begin_policies(Policies::parse(self.settings.policies.as_str().as_bytes())?);
+        let (layers, _) = Layers::parse(self.settings.layers.as_str().as_bytes());
+        self.layers = layers;
         Ok(())
     }
 
@@ -81,16 +84,20 @@ impl<S: Storage> Server<S> {
     /// # Errors
     /// The list makes no sense; nothing has changed.
     pub(crate) fn set_policies(&mut self, list: &[u8]) -> Result<(), WordError> {
-        self.policies = Policies::parse(list)?;
+        self.begin_policies(Policies::parse(list)?);
+        let words = self.policies.words();
+        let is_default = self.policies.more().is_none();
+        self.keep_list(POLICY_NODE, &words, is_default);
+        Ok(())
+    }
+
+    fn begin_policies(&mut self, policies: Policies) {
+        self.policies = policies;
         self.with_policies(|policies, keep| {
             for policy in policies.iter_mut() {
                 policy.started(keep);
             }
         });
-        let words = self.policies.words();
-        let is_default = self.policies.more().is_none();
-        self.keep_list(POLICY_NODE, &words, is_default);
-        Ok(())
     }
 
     /// Replaces the layers, as far as the list makes sense; says what does not. Requests that wait at one are asked by the new ones.
@@ -191,11 +198,11 @@ impl<S: Storage> Server<S> {
         self.policies = policies;
     }
 
-    /// Lets the policies know what a request was allowed, now that it is over.
+    /// Lets the policies know what a request was allowed, now that it is over; unless it waits and will ask again.
     #[cold]
-    pub(crate) fn tell_passed(&mut self) {
+    pub(crate) fn tell_passed(&mut self, is_answered: bool) {
         let passed = self.policies.take_passed();
-        if passed.is_empty() {
+        if passed.is_empty() || !is_answered {
             return;
         }
         self.with_policies(|policies, keep| {
@@ -209,7 +216,7 @@ impl<S: Storage> Server<S> {
     pub(crate) fn may_watch(&mut self, conn: ConnId, path: PathRef<'_>) -> Result<(), Errno> {
         if let Some(policies) = self.policies.more() {
             self.ask_policies(policies, conn, Operation::Watch, path)?;
-            self.tell_passed();
+            self.tell_passed(true);
         }
         Ok(())
     }
@@ -281,36 +288,20 @@ impl<S: Storage> Server<S> {
 
 /// Layers.
 impl<S: Storage> Server<S> {
-    /// Runs the request of a connection, if it has one that may run and the layers let it pass; gives its cost.
+    /// Asks the layers about the request of a connection, if it has one that may run; the cost, if it does not run now.
     #[cold]
-    pub(crate) fn serve_through_layers(&mut self, conn: ConnId) -> u32 {
-        let Some((header, payload)) = self.request_to_judge(conn) else {
-            return self.serve_admitted(conn).cost;
-        };
-        let Some(call) = self.call(conn, header, &payload) else {
-            return 1;
-        };
-        let Some(connection) = self.connections.get_mut(conn) else {
-            return 1;
-        };
-        let verdict = self
-            .layers
-            .admit(&call, &mut connection.gates, &self.store.nodes);
-        let ran = match verdict {
-            None => self.serve_admitted(conn),
-            Some(Gate::Later(until)) => {
-                self.park(conn, until);
-                return 1;
-            }
-            Some(Gate::Answer(payload)) => self.serve_answered(conn, Ok(Answer::Bytes(payload))),
-            Some(Gate::Refuse(errno)) => self.serve_answered(conn, Err(errno)),
-            Some(Gate::Pass) => return 1,
-        };
-        if ran.is_answered {
-            let (error, cost) = (ran.refused, ran.cost);
-            self.complete(&call, &Done { error, cost });
+    pub(crate) fn hold_back(&mut self, conn: ConnId) -> Option<u32> {
+        let (header, payload) = self.request_to_judge(conn)?;
+        let call = self.call(conn, header, &payload)?;
+        let connection = self.connections.get_mut(conn)?;
+        let gates = &mut connection.gates;
+        match self.layers.admit(&call, gates, &self.store.nodes)? {
+            Gate::Pass => return None,
+            Gate::Later(until) => self.park(conn, until),
+            Gate::Answer(payload) => self.withhold(conn, Ok(Answer::Bytes(payload))),
+            Gate::Refuse(errno) => self.withhold(conn, Err(errno)),
         }
-        ran.cost
+        Some(1)
     }
 
     /// The request that would run now, if there is one.
@@ -355,20 +346,10 @@ impl<S: Storage> Server<S> {
         self.holds.insert((until, conn));
     }
 
-    /// Lets requests go on that a layer let wait in another instance of the server: here they are input that nobody has looked at.
-    pub(crate) fn unpark_all(&mut self) {
-        let waits = |conn: &ConnId| {
-            let connection = self.connections.get(*conn);
-            connection.is_some_and(|connection| !connection.queued && self.may_run(connection))
-        };
-        let waiting: Vec<ConnId> = self.connections.ids().filter(waits).collect();
-        waiting.into_iter().for_each(|conn| self.queue(conn));
-    }
-
     /// Answers a request that does not run.
-    fn serve_answered(&mut self, conn: ConnId, answer: Result<Answer, Errno>) -> Ran {
+    fn withhold(&mut self, conn: ConnId, answer: Result<Answer, Errno>) {
         let Some((request, cause)) = self.take_request(conn) else {
-            return Ran::nothing();
+            return;
         };
         let is_charged = cause.is_some();
         self.cause = cause;
@@ -389,25 +370,30 @@ impl<S: Storage> Server<S> {
             request,
             refused,
         });
+        self.complete_request(conn, &request, refused, 1);
         self.spare.keep(request.payload);
         self.cause = None;
         if is_charged {
             self.account(conn);
         }
-        Ran {
-            cost: 1,
-            refused,
-            is_answered: true,
+    }
+
+    /// Lets the layers that let a request pass hear that it was answered.
+    #[cold]
+    pub(crate) fn complete_request(
+        &mut self,
+        conn: ConnId,
+        request: &Request,
+        error: Option<Errno>,
+        cost: u32,
+    ) {
+        if let Some(call) = self.call(conn, request.header, &request.payload) {
+            self.complete(&call, &Done { error, cost });
         }
     }
 
-    /// Lets the layers hear of an INTRODUCE that was answered.
-    pub(crate) fn complete_introduce(
-        &mut self,
-        conn: ConnId,
-        header: Header,
-        error: Option<Errno>,
-    ) {
+    /// Lets the layers hear of a request that was answered late: an INTRODUCE or a live update.
+    pub(crate) fn complete_late(&mut self, conn: ConnId, header: Header, error: Option<Errno>) {
         if !self.layers.is_empty()
             && let Some(call) = self.call(conn, header, &[])
         {
@@ -434,6 +420,10 @@ impl<S: Storage> Keep for Keeper<'_, S> {
 
     fn write(&mut self, path: &str, value: &[u8]) {
         self.give(path, value, self.0.domains.privileged().domid);
+    }
+
+    fn now(&self) -> Instant {
+        self.0.now
     }
 
     fn is_known(&self, domid: DomId) -> bool {

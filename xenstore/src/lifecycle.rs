@@ -89,7 +89,7 @@ impl<S: Storage> Server<S> {
                 if self.goes_on(requester, ticket) {
                     let refused = answer.as_ref().err().copied();
                     self.reply(requester, header, answer);
-                    self.complete_introduce(requester, header, refused);
+                    self.complete_late(requester, header, refused);
                     self.account(requester);
                 }
             }
@@ -282,7 +282,7 @@ impl<S: Storage> Server<S> {
         payload: &[u8],
     ) -> Result<Answer, Refusal> {
         match kind {
-            Kind::Control => self.control(token, payload).map_err(Refusal::from),
+            Kind::Control => self.control(token, conn, payload),
             Kind::Introduce => self.introduce(payload),
             Kind::Release => self.release(payload),
             Kind::IsDomainIntroduced => self.tell_introduced(payload),

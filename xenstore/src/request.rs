@@ -87,7 +87,7 @@ impl<S: Storage> Server<S> {
             self.effects = effects;
         }
         if self.policies.more().is_some() {
-            self.tell_passed();
+            self.tell_passed(!matches!(answer, Err(Refusal::Wait(_))));
         }
         answer
     }
@@ -188,6 +188,10 @@ impl<S: Storage> Server<S> {
                 Ok(Effects::default())
             }
         });
+        if self.policies.more().is_some() {
+            // What was allowed when it ran again was noted when it ran first.
+            self.tell_passed(false);
+        }
         self.spare_log = spare.or(self.spare_log.take());
         self.work = self.work.saturating_add(work);
         let mut effects = ended.inspect_err(|refusal| {

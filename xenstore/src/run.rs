@@ -64,33 +64,6 @@ impl Budget {
     }
 }
 
-/// What running a request came to.
-pub(crate) struct Ran {
-    pub(crate) cost: u32,
-    pub(crate) refused: Option<Errno>,
-    /// It was answered, and does not wait.
-    pub(crate) is_answered: bool,
-}
-
-impl Ran {
-    /// There was none.
-    pub(crate) const fn nothing() -> Self {
-        Self {
-            cost: 1,
-            refused: None,
-            is_answered: false,
-        }
-    }
-
-    fn at(cost: u64, refused: Option<Errno>) -> Self {
-        Self {
-            cost: u32::try_from(cost).unwrap_or(u32::MAX),
-            refused,
-            is_answered: true,
-        }
-    }
-}
-
 /// C: the work.
 impl<S: Storage> Server<S> {
     /// Runs requests, one of each connection in turn, until none is left or the budget is used up. One that is foreseen to cost
@@ -141,18 +114,12 @@ impl<S: Storage> Server<S> {
 
     /// Runs the request of a connection, if it has one that may run; gives its cost.
     fn serve(&mut self, conn: ConnId) -> u32 {
-        if self.layers.is_empty() {
-            self.serve_admitted(conn).cost
-        } else {
-            self.serve_through_layers(conn)
+        let has_layers = !self.layers.is_empty();
+        if has_layers && let Some(cost) = self.hold_back(conn) {
+            return cost;
         }
-    }
-
-    /// As [`Server::serve`], of a request that no layer holds back.
-    #[inline]
-    pub(crate) fn serve_admitted(&mut self, conn: ConnId) -> Ran {
         let Some((request, cause)) = self.take_request(conn) else {
-            return Ran::nothing();
+            return 1;
         };
         let is_charged = cause.is_some();
         self.cause = cause;
@@ -165,29 +132,34 @@ impl<S: Storage> Server<S> {
         let answer = match self.answer(conn, &request) {
             Ok(answer) => Ok(answer),
             Err(Refusal::Errno(errno)) => Err(errno),
+            Err(Refusal::Later) => {
+                self.await_update(conn, request);
+                return u32::try_from(cost).unwrap_or(u32::MAX);
+            }
             Err(Refusal::Wait(need)) => {
                 self.cause = None;
                 if let Need::Connect { domid, .. } = need {
                     self.note_request(conn, &request, |request| Entry::Waits { request, domid });
                 }
                 self.ask(conn, need, request);
-                return Ran {
-                    is_answered: false,
-                    ..Ran::at(cost, None)
-                };
+                return u32::try_from(cost).unwrap_or(u32::MAX);
             }
         };
         let refused = answer.as_ref().err().copied();
         self.reply(conn, request.header, answer);
         self.note_request(conn, &request, |request| Entry::Served { request, refused });
+        let events = self.events.wrapping_sub(events);
+        let cost = cost.saturating_add(events).saturating_add(self.work);
+        let cost = u32::try_from(cost).unwrap_or(u32::MAX);
+        if has_layers {
+            self.complete_request(conn, &request, refused, cost);
+        }
         self.spare.keep(request.payload);
         self.cause = None;
         if is_charged {
             self.account(conn);
         }
-        let events = self.events.wrapping_sub(events);
-        let cost = cost.saturating_add(events).saturating_add(self.work);
-        Ran::at(cost, refused)
+        cost
     }
 
     pub(crate) fn may_run(&self, connection: &Connection<S>) -> bool {
@@ -213,6 +185,7 @@ impl<S: Storage> Server<S> {
     }
 
     /// The request of a connection, if it has one that may run; and as what it makes others work, if its client is unprivileged.
+    #[inline(always)]
     pub(crate) fn take_request(&mut self, conn: ConnId) -> Option<(Request, Option<Cause>)> {
         self.connections.get_mut(conn)?.queued = false;
         if !self.may_run(self.connections.get(conn)?) {

@@ -20,6 +20,7 @@ use crate::features::Features;
 use crate::ids::{ConnId, DomId, EvtchnPort, Identity, Ticket};
 use crate::journal::{Entry, Journal};
 use crate::layer::{self, Layers};
+use crate::live_update::LiveUpdate;
 use crate::memory::{Left, Supply};
 use crate::output::Cause;
 use crate::policy::{self, Policies};
@@ -186,6 +187,7 @@ pub struct Server<S: Storage = Tree> {
     pub(crate) asked: u64,
     pub(crate) journal: Journal,
     pub(crate) unknown_quotas: UnknownQuotas,
+    pub(crate) live_update: LiveUpdate,
 }
 
 /// Limits for all domains, and limits for all of them together, that a state stream gave and that mean nothing here; for the next stream.
@@ -304,6 +306,7 @@ impl<S: Storage> Server<S> {
             asked: 0,
             journal: Journal::default(),
             unknown_quotas: UnknownQuotas::default(),
+            live_update: LiveUpdate::default(),
         }
     }
 

@@ -455,7 +455,7 @@ impl<S: Storage> Transaction<S> {
         let answer = match answer {
             Ok(answer) => Ok(answer),
             Err(Refusal::Errno(errno)) => Err(errno),
-            Err(wait @ Refusal::Wait(_)) => return Err(wait),
+            Err(wait @ (Refusal::Wait(_) | Refusal::Later)) => return Err(wait),
         };
         self.failed |= self.log.touched.overflowed;
         self.keep(kind, payload, answer.clone());

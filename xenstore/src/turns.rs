@@ -49,14 +49,19 @@ pub(crate) struct Entry {
 impl Turns {
     /// Adds one who is not among them, whose request is foreseen to cost so much.
     pub(crate) fn add(&mut self, conn: ConnId, served: Served, cost: u64) {
+        self.put(self.entry(conn, served, cost));
+    }
+
+    /// The place that such a one would have now.
+    #[inline]
+    pub(crate) fn entry(&self, conn: ConnId, served: Served, cost: u64) -> Entry {
         let begins = served.max(Served(self.clock));
-        let entry = Entry {
+        Entry {
             ends: Served(begins.0.saturating_add(cost.min(AHEAD_MAX))),
             begins,
             served,
             conn,
-        };
-        self.put(entry);
+        }
     }
 
     /// Adds one whose place is known.

@@ -98,6 +98,7 @@ impl<S: Storage> Server<S> {
     /// Drops all that a connection has open; it can go on from nothing.
     pub(crate) fn clear(&mut self, conn: ConnId) {
         self.watches.remove_all(conn);
+        self.end_update_of(conn);
         let parked = |hold: &Hold| hold.is_parked;
         let connection = self.connections.get(conn);
         if connection.is_some_and(|connection| connection.held.as_ref().is_some_and(parked)) {

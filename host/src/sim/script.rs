@@ -140,8 +140,15 @@ impl Scene<'_> {
     }
 
     fn write(&mut self) -> Vec<u8> {
-        let mut payload = words(&[&self.path()]);
-        let value = format!("{}:{}", self.domid, self.serial);
+        let path = self.path();
+        let mut payload = words(&[&path]);
+        let value = if path.ends_with("state") && self.random.chance(700) {
+            self.random
+                .word(&["1", "2", "3", "4", "5", "6", "7", "8"])
+                .to_owned()
+        } else {
+            format!("{}:{}", self.domid, self.serial)
+        };
         payload.extend(value.as_bytes());
         if self.random.chance(60) {
             let more = self.random.index(2100);
@@ -212,6 +219,7 @@ impl Scene<'_> {
             "data/x",
             "data",
             "device/vif/0/state",
+            "device/vif/0/backend",
         ]);
         let domid = 1 + self.random.below(self.domids.into());
         match self.random.below(12) {

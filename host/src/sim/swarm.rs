@@ -2,7 +2,7 @@
 //!
 //! Each run has few kinds of faults, and those often: so that each of them is seen without the others in its way, too.
 
-use model::{Limits, QUOTAS};
+use model::{Limits, QUOTAS, Rules};
 
 use super::random::Random;
 
@@ -66,6 +66,7 @@ pub(crate) struct Swarm {
     pub(crate) clock: bool,
     /// Transactions may be inside others.
     pub(crate) nested: bool,
+    pub(crate) extensions: Extensions,
     /// How often another instance takes over, made of the state of the one before, of a thousand steps.
     pub(crate) renewals: u64,
 }
@@ -95,6 +96,7 @@ impl Swarm {
             memory,
             clock,
             nested: random.chance(400),
+            extensions: Extensions::new(random, memory),
             renewals: if random.chance(600) {
                 random.below(20)
             } else {
@@ -103,6 +105,55 @@ impl Swarm {
         }
     }
 }
+
+/// Policies and layers of a run.
+#[derive(Clone, Debug)]
+pub(crate) struct Extensions {
+    pub(crate) rules: Rules,
+    /// The same as a list.
+    pub(crate) policies: String,
+    pub(crate) layers: String,
+}
+
+impl Extensions {
+    /// What a domain has chosen depends on how far its requests came that there was no memory for, which nobody can tell.
+    fn new(random: &mut Random, memory: bool) -> Self {
+        let mut rules = Rules::default();
+        let mut policies = vec!["legacy"];
+        if random.chance(300) {
+            rules.protocol = true;
+            policies.push("protocol");
+        }
+        if random.chance(300) && !memory {
+            let members = vec!["/t/a".to_owned(), "/t/b".to_owned()];
+            rules.classes.push(("c".to_owned(), members));
+            policies.push("chinese_wall:c=/t/a+/t/b");
+        }
+        let mut layers = Vec::new();
+        if random.chance(400) {
+            let count = 1 + random.below(4);
+            layers.extend((0..count).map(|_| random.word(&LAYERS)));
+        }
+        Self {
+            rules,
+            policies: policies.join(","),
+            layers: layers.join(","),
+        }
+    }
+}
+
+/// Layers that leave guests a way to come to rest, and the toolstack of the simulation to its work.
+const LAYERS: [&str; 9] = [
+    "trace",
+    "stats",
+    "rate:500/s,burst=3",
+    "rate:2000/s,who=all",
+    "delay:1ms,read=0ms",
+    "delay:write=3ms,end=2ms,who=all",
+    "error:EAGAIN@5%,kind=end",
+    "error:EIO@3%,seed=7",
+    "error:EINVAL@20%,kind=write,while=/t/a",
+];
 
 /// Small limits, so that they are met; those of memory only where it matters.
 fn limits(random: &mut Random, memory: bool) -> Limits {

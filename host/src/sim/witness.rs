@@ -15,7 +15,10 @@ impl World {
         let mut served = 0;
         for entry in self.dispatcher.server_mut().take_journal() {
             let judged = self.judge(&entry);
-            served += u64::from(matches!(entry, Entry::Served { .. } | Entry::Waits { .. }));
+            served += u64::from(matches!(
+                entry,
+                Entry::Served { .. } | Entry::Waits { .. } | Entry::Withheld { .. }
+            ));
             self.remember(entry);
             judged?;
         }
@@ -35,7 +38,13 @@ impl World {
                 self.model.timeout();
             }
             Entry::Served { request, refused } => self.served(request, *refused)?,
-            Entry::Withheld { request, .. } => self.is_next(request)?,
+            Entry::Withheld { request, refused } => {
+                self.is_next(request)?;
+                let error = refused.map_or("a layer of the simulation never answers", Errno::name);
+                self.coverage.happened("requests withheld by a layer");
+                self.model
+                    .withheld(request.domid.get(), &as_modelled(request), error);
+            }
             Entry::Waits { request, domid } => {
                 self.is_next(request)?;
                 self.model

@@ -12,14 +12,14 @@ use model::Model;
 use xenstore::state::{Format, HostLink};
 use xenstore::{
     ConnId, DomId, Entry, Identity, Instant, Nesting, Noted, Progress, Quota, Server, Settings,
-    Tree,
+    Tree, layer, policy,
 };
 
 use super::coverage::Coverage;
 use super::guest::Guest;
 use super::random::Random;
 use super::script::{CONTROL, Draft, END, INTRODUCE, START, Scene, words};
-use super::swarm::{Manner, Swarm};
+use super::swarm::{Extensions, Manner, Swarm};
 
 const DOM0: DomId = DomId::new(0);
 /// The domain that the store itself runs in.
@@ -92,6 +92,19 @@ impl World {
         };
         let mut model = Model::new(as_modelled, dom0.unique.0);
         model.set_lenient(swarm.memory);
+        let Extensions {
+            rules,
+            policies,
+            layers,
+        } = &swarm.extensions;
+        let chosen = policy::Choice::parse(policies.as_bytes());
+        settings.policies = chosen.map_err(|error| error.to_string())?;
+        let (chosen, errors) = layer::Choice::parse(layers.as_bytes());
+        if let Some(error) = errors.first() {
+            return Err(error.to_string());
+        }
+        settings.layers = chosen;
+        model.configure(rules.clone(), policies, layers);
         let server = Server::new(settings.clone());
         let mut dispatcher = Dispatcher::start(xen.clone(), server, DOM0, &config)
             .map_err(|error| error.to_string())?;

@@ -94,7 +94,7 @@ impl<'a> Call<'a> {
         Kind::from_number(self.header.kind)
     }
 
-    /// Its payload; empty when an INTRODUCE is complete.
+    /// Its payload; empty when what was answered late is complete: an INTRODUCE or a live update.
     #[must_use]
     pub fn payload(&self) -> &'a [u8] {
         self.payload

@@ -23,7 +23,7 @@ pub use crate::extension::{Keep, View, WordError};
 use crate::ids::DomId;
 use crate::path::{Path, PathRef};
 use crate::time::Instant;
-use crate::wire::Errno;
+use crate::wire::{Errno, Kind};
 
 use legacy::Legacy;
 
@@ -82,7 +82,7 @@ pub enum Operation<'a> {
     Hear,
 }
 
-impl Operation<'_> {
+impl<'a> Operation<'a> {
     /// Whether it changes the node.
     #[must_use]
     pub const fn is_change(self) -> bool {
@@ -108,8 +108,25 @@ impl Operation<'_> {
         }
     }
 
+    /// What a request of a type does to the node that it names first.
+    pub(crate) fn of(kind: Kind, written: &[u8], payload: &'a [u8]) -> Option<Self> {
+        Some(match kind {
+            Kind::Read => Self::Read,
+            Kind::Directory | Kind::DirectoryPart => Self::List,
+            Kind::GetPerms => Self::GetPerms,
+            Kind::Write => {
+                let value = payload.get(written.len().saturating_add(1)..);
+                Self::Write(value.unwrap_or_default())
+            }
+            Kind::Mkdir => Self::Mkdir,
+            Kind::Rm => Self::Remove,
+            Kind::SetPerms => Self::SetPerms,
+            _ => return None,
+        })
+    }
+
     /// The right that the access control list must give.
-    pub(crate) const fn right(self) -> Right {
+    const fn right(self) -> Right {
         match self {
             Self::Read | Self::List | Self::GetPerms | Self::Watch | Self::Hear => Right::Read,
             Self::Write(_) | Self::Mkdir | Self::Remove => Right::Write,
@@ -362,9 +379,12 @@ impl Policies {
         format!("{LEGACY}\n{more}")
     }
 
-    /// Judges an access that the lists allow. What is refused is counted and told; what is not is noted.
+    /// Judges an access, if the lists allow it. What is refused is counted and told; what is not is noted.
     #[cold]
     pub(crate) fn check(&self, access: &Access<'_>, counters: &Counters) -> Result<(), Errno> {
+        if Legacy.check(access).is_err() {
+            return Ok(());
+        }
         for entry in &self.list {
             let Err(errno) = entry.policy.check(access) else {
                 continue;

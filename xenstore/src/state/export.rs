@@ -27,6 +27,7 @@ use crate::server::{Action, Question, Server};
 use crate::storage::{Node, Storage};
 use crate::time::Instant;
 use crate::transaction::Transaction;
+use crate::turns::Entry as Turn;
 use crate::wire::{Errno, HEADER_SIZE, Header, Kind};
 
 /// Most bytes of input that a connection's record has place for.
@@ -59,9 +60,15 @@ impl<S: Storage> Server<S> {
         if export.is_own {
             export.transactions();
             export.queues();
+            export.update();
             export.journal();
         }
         export.end();
+        self.left_out(format)
+    }
+
+    /// What a format has no place for.
+    pub(crate) fn left_out(&self, format: Format) -> Vec<LeftOut> {
         losses(self, format)
     }
 }
@@ -174,7 +181,10 @@ impl<S: Storage> Export<'_, S> {
                 let facts = Bytes(&link.facts);
                 self.own(&Own::HostLink { conn: id, facts });
             }
-            let output = unsent(connection);
+            let mut output = unsent(connection);
+            if !self.is_own {
+                output.bytes.extend(self.server.update_reply(conn));
+            }
             let input = input(self.server, self.is_own, connection);
             let unique = ring.and_then(|domain| domain.unique);
             let unique = unique.and_then(|unique| u64::try_from(unique.0).ok());
@@ -557,7 +567,7 @@ impl<S: Storage> Export<'_, S> {
                 is_listed: change.is_listed,
             });
         }
-        for entry in server.turns.waiting() {
+        for entry in turns(server) {
             self.own(&Own::Turn {
                 connection: entry.conn.number,
                 ends: entry.ends.0,
@@ -628,6 +638,17 @@ impl<S: Storage> Export<'_, S> {
         }
     }
 
+    /// Who waits for this update.
+    fn update(&mut self) {
+        if let Some(unanswered) = &self.server.live_update.unanswered {
+            let connection = unanswered.conn.number;
+            self.own(&Own::Update {
+                connection,
+                header: Bytes(&unanswered.header.encode()),
+            });
+        }
+    }
+
     fn end(&mut self) {
         let (records, digest) = (self.out.records, self.out.digest);
         self.own(&Own::Check {
@@ -661,6 +682,20 @@ fn order<S: Storage>(server: &Server<S>) -> Vec<(ConnId, &Connection<S>)> {
         order.extend(chain.into_iter().rev());
     }
     order
+}
+
+/// Who waits for a turn, in order. A request that a layer lets wait is one that nobody has looked at: in the next instance it has its turn.
+fn turns<S: Storage>(server: &Server<S>) -> Vec<Turn> {
+    let is_parked = |connection: &Connection<S>| connection.held.is_some_and(|hold| hold.is_parked);
+    let parked = server.connections.iter_with_ids();
+    let parked = parked.filter(|(_, connection)| is_parked(connection));
+    let parked = parked.map(|(conn, connection)| {
+        let cost = connection.foreseen_cost();
+        server.turns.entry(conn, connection.served, cost)
+    });
+    let mut turns: Vec<Turn> = server.turns.waiting().copied().chain(parked).collect();
+    turns.sort_unstable();
+    turns
 }
 
 /// What the host has not done yet, or has not told of: those it knows of already first.

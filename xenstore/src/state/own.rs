@@ -159,6 +159,7 @@ records! {
     24 Host { facts: Bytes<'a>, },
     25 HostLink { conn: u32, facts: Bytes<'a>, },
     26 Check { records: u64, nodes: u64, digest: u64, },
+    27 Update { connection: u64, header: Bytes<'a>, },
     40 Inside { conn: u32, transaction: u32, },
     42 Noted { path: &'a str, is_removed: bool, },
     41 Journal { dropped_bytes: u64, dropped_lines: u64, commits: u64, text: Bytes<'a>, },

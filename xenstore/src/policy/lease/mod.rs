@@ -18,6 +18,7 @@ use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::{Access, Operation, Passed, Policy};
@@ -37,8 +38,8 @@ pub use space::{Inquiry, Mode, Move, Refused, inquire};
 pub(super) struct Lease {
     /// The resources in which a domain holds, waits, or is party to a move; some more do no harm.
     users: BTreeMap<DomId, BTreeSet<String>>,
-    /// Moves by their nodes, each with its deadline as soon as the time is known.
-    moves: BTreeMap<String, Option<Instant>>,
+    /// The deadlines of moves, by their nodes. After a live update they begin anew.
+    moves: BTreeMap<String, Instant>,
 }
 
 impl Lease {
@@ -90,23 +91,12 @@ impl Policy for Lease {
     }
 
     fn due(&self) -> Option<Instant> {
-        let deadlines = self.moves.values();
-        deadlines.map(|deadline| deadline.unwrap_or_default()).min()
+        self.moves.values().min().copied()
     }
 
     fn time_passed(&mut self, now: Instant, keep: &mut dyn Keep) {
-        let mut over = BTreeSet::new();
-        for (node, deadline) in &mut self.moves {
-            match *deadline {
-                Some(at) if at > now => {}
-                Some(_) => _ = over.insert(node.clone()),
-                None => {
-                    let until = keep.view().value(node).and_then(move_of);
-                    let seconds = until.map_or(0, |(_, seconds)| seconds);
-                    *deadline = Some(now.after(Duration::from_secs(seconds.into())));
-                }
-            }
-        }
+        let over = self.moves.iter().filter(|(_, deadline)| **deadline <= now);
+        let over: Vec<String> = over.map(|(node, _)| node.clone()).collect();
         for node in over {
             self.moves.remove(&node);
             keep.remove(&node);
@@ -127,7 +117,7 @@ impl Lease {
                 break;
             };
             if !step(resource, &state, keep) {
-                self.note(resource, &state);
+                self.note(resource, &state, keep.now());
                 break;
             }
         }
@@ -138,7 +128,7 @@ impl Lease {
     }
 
     /// Notes who is in it.
-    fn note(&mut self, resource: &str, state: &Inquiry) {
+    fn note(&mut self, resource: &str, state: &Inquiry, now: Instant) {
         let users = state.holders.iter().chain(&state.waiters);
         let users = users.map(|(domid, _)| *domid);
         let parties = state.moves.iter().flat_map(|next| [next.from, next.to]);
@@ -150,7 +140,8 @@ impl Lease {
         }
         for next in &state.moves {
             let node = format!("{resource}/{MOVE}/{}", next.from);
-            self.moves.entry(node).or_insert(None);
+            let until = now.after(Duration::from_secs(next.seconds.into()));
+            self.moves.entry(node).or_insert(until);
         }
     }
 }

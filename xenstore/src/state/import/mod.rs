@@ -314,7 +314,6 @@ impl<S: Storage> Import<'_, S> {
         if !self.is_own {
             self.wake_all();
         }
-        self.server.unpark_all();
         let privileged = self.server.domains.privileged().domid;
         let nameless = self.server.domains.iter();
         let nameless = nameless.filter(|domain| domain.identity().is_none());

@@ -3,7 +3,9 @@
 use super::super::Damage;
 use super::super::own::Own;
 use crate::conflict::{CHANGES_MAX, GuestChange, Hold};
+use crate::connection::Connection;
 use crate::ids::{DomId, EvtchnPort, Generation, Ticket};
+use crate::live_update::Unanswered;
 use crate::memory::Supply;
 use crate::path::PathRef;
 use crate::quota::Quota;
@@ -101,6 +103,7 @@ impl<'s, S: Storage> Import<'s, S> {
             | Own::Estate { .. } => self.in_transaction(own),
             Own::GuestChange { .. } | Own::Turn { .. } | Own::Ready { .. } => self.queue(own),
             Own::Question { .. } | Own::Wish { .. } => self.wish(own),
+            Own::Update { connection, header } => self.update(*connection, header.0),
         }
     }
 
@@ -282,6 +285,21 @@ impl<'s, S: Storage> Import<'s, S> {
             _ => {}
         }
         Ok(())
+    }
+
+    /// The request that started the update is to be answered.
+    fn update(&mut self, connection: u64, header: &[u8]) -> Result<(), Damage> {
+        let conn = self.numbered(connection);
+        let header = Header::decode(*header.first_chunk().ok_or(Damage::Field)?);
+        let is_privileged = |own: &Connection<S>| own.privileged;
+        if !self.server.connections.get(conn).is_some_and(is_privileged) {
+            return Err(Damage::Reference);
+        }
+        let unanswered = &mut self.server.live_update.unanswered;
+        match unanswered.replace(Unanswered { conn, header }) {
+            Some(_) => Err(Damage::Duplicate),
+            None => Ok(()),
+        }
     }
 
     pub(super) fn wish(&mut self, own: &Own<'s>) -> Result<(), Damage> {
