@@ -13,6 +13,8 @@
 //! once, before anything else is served.
 
 mod space;
+#[cfg(test)]
+mod tests;
 
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
