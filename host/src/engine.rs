@@ -45,9 +45,13 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    /// Whether anybody's time can run out: the clients of the main socket may do everything, and take as long as they like.
+    /// Whether anybody's time can run out: the clients of the main socket may do everything, and take as long as they like, unless a layer or
+    /// a policy says otherwise.
     pub(crate) fn needs_time(&self) -> bool {
-        matches!(self, Self::WithDomains(_))
+        match self {
+            Self::Alone(server) => server.needs_time(),
+            Self::WithDomains(_) => true,
+        }
     }
 
     /// Runs requests and does what came of them.

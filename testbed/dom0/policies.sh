@@ -44,7 +44,7 @@ bad_words() {
 
 # boot NAME WORDS: a Linux guest with WORDS on its command line, up to its disk.
 boot() {
-    xl create -p /testbed/guest.cfg "name=\"$1\"" "cmdline=\"console=hvc0 quiet mitigations=off $2\""
+    xl create -p /testbed/guest.cfg "name=\"$1\"" memory=96 "cmdline=\"console=hvc0 quiet mitigations=off $2\""
     remember "$1" "$(xl domid "$1")"
     xl unpause "$1"
     eventually 80 has_said "$1" "guest: ready"

@@ -21,6 +21,11 @@
 
 extern crate alloc;
 
+/// The code of docs/extending.md, which is compiled and run as part of the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/extending.md")]
+struct Extending;
+
 mod acl;
 mod answer;
 #[cfg(feature = "journal")]
@@ -34,6 +39,8 @@ mod counters;
 #[cfg(test)]
 mod coverage;
 mod database;
+#[cfg(test)]
+mod described;
 mod domain;
 mod effects;
 mod events;

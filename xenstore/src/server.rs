@@ -245,6 +245,12 @@ impl<S: Storage> Server<S> {
         domain.filter(|_| !self.domains.is_privileged(domid))
     }
 
+    /// Whether something besides unprivileged domains asks for the time: a layer, or a policy other than `legacy`.
+    #[must_use]
+    pub fn needs_time(&self) -> bool {
+        !self.layers.is_empty() || self.policies.more().is_some()
+    }
+
     /// Whether a domain has a connection.
     #[must_use]
     pub fn is_introduced(&self, domid: DomId) -> bool {
