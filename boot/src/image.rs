@@ -10,7 +10,10 @@ mod symbol {
         pub(super) static text_start: u8;
         pub(super) static sealed_start: u8;
         pub(super) static data_start: u8;
+        pub(super) static kept_start: u8;
+        pub(super) static kept_end: u8;
         pub(super) static image_end: u8;
+        pub(super) static restart_entry: u8;
         pub(super) static boot_stack_guard: u8;
         pub(super) static build_id_note: u8;
         pub(super) static build_id_note_end: u8;
@@ -29,7 +32,12 @@ pub(super) fn layout() -> ImageLayout {
         rodata: range(address_of(&raw const symbol::image_start), text),
         text: range(text, sealed),
         sealed: range(sealed, data),
+        kept: range(
+            address_of(&raw const symbol::kept_start),
+            address_of(&raw const symbol::kept_end),
+        ),
         data: range(data, address_of(&raw const symbol::image_end)),
+        restart_entry: address_of(&raw const symbol::restart_entry),
         stack_guard: address_of(&raw const symbol::boot_stack_guard),
         build_id: build_id(),
     }

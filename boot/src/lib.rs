@@ -15,7 +15,7 @@ use core::arch::global_asm;
 use core::panic::PanicInfo;
 
 use kernel::boot_info::BootInfo;
-use kernel::hypervisor::{self, KernelHeap};
+use kernel::hypervisor::{self, Handover, KernelHeap};
 
 global_asm!(include_str!("entry.s"));
 global_asm!(include_str!("memory.s"));
@@ -26,6 +26,16 @@ pub fn enter(start_info: u32, run: fn(BootInfo) -> !) -> ! {
     hypervisor::prepare(&image);
     match start_info::read(u64::from(start_info), image) {
         Ok(boot) => run(boot),
+        Err(error) => hypervisor::crash(error),
+    }
+}
+
+/// Goes on with `run` and what the instance before this one left at `handover`, a physical address. For `restart`, the first function of
+/// every later start.
+pub fn enter_again(handover: u64, run: fn(Handover) -> !) -> ! {
+    let image = image::layout();
+    match hypervisor::take_over(handover, image) {
+        Ok(handover) => run(handover),
         Err(error) => hypervisor::crash(error),
     }
 }

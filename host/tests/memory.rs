@@ -78,7 +78,9 @@ fn plant(store: &mut Store) {
 
 /// From now on guests may not grow; what they ask for is as it would be above the reserve.
 fn run_short(store: &mut Store) {
-    store.server.handle_memory(Instant(0), 9 << 20, 100 << 20);
+    store
+        .server
+        .handle_memory(Instant(0), 9 << 20, 100 << 20, u64::MAX);
 }
 
 #[test]
@@ -179,7 +181,9 @@ fn transactions() {
                 .first(),
             Some(&b'y')
         );
-        store.server.handle_memory(Instant(0), 100 << 20, 100 << 20);
+        store
+            .server
+            .handle_memory(Instant(0), 100 << 20, 100 << 20, u64::MAX);
         store.ok(GUEST, Kind::Rm, "m\0");
     }
 }

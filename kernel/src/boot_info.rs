@@ -37,6 +37,10 @@ pub struct ImageLayout {
     pub sealed: AddressRange,
     /// Data, zeroed data and stacks, the highest part.
     pub data: AddressRange,
+    /// The part of it that keeps what the sealed part and the data began with: read-only after the first start.
+    pub kept: AddressRange,
+    /// Where a later start of the domain enters it.
+    pub restart_entry: u64,
     /// The page below the main stack, to be unmapped.
     pub stack_guard: u64,
     /// The linker's build id, by which a reported address finds its source line.
@@ -326,6 +330,11 @@ mod tests {
             start: 0x12_1000,
             end: 0x14_0000,
         },
+        kept: AddressRange {
+            start: 0x12_2000,
+            end: 0x12_4000,
+        },
+        restart_entry: 0x11_0000,
         stack_guard: 0x13_0000,
         build_id: &[],
     };

@@ -73,6 +73,18 @@ impl Config {
     /// # Errors
     /// `--event` is missing, or it, a domid or a policy makes no sense.
     pub fn parse(line: &[u8]) -> Result<Self, ConfigError> {
+        let config = Self::parse_again(line)?;
+        match config.event {
+            NO_PORT => Err(Quoted(b"--event", None).error(MISSING)),
+            _ => Ok(config),
+        }
+    }
+
+    /// As [`Config::parse`], for a start to which the instance before hands over all ports: `--event` may be missing.
+    ///
+    /// # Errors
+    /// `--event` or a domid makes no sense.
+    pub fn parse_again(line: &[u8]) -> Result<Self, ConfigError> {
         let mut config = Self {
             event: NO_PORT,
             privileged: None,
@@ -113,10 +125,7 @@ impl Config {
                 Err(why) => config.warn(format!("ignoring {said}: {why}")),
             }
         }
-        match config.event {
-            NO_PORT => Err(Quoted(b"--event", None).error(MISSING)),
-            _ => Ok(config),
-        }
+        Ok(config)
     }
 
     fn warn(&mut self, sentence: String) {

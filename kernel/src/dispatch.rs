@@ -14,19 +14,24 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use log::{error, info, warn};
+use xenstore::state::{Format, Host, HostLink, Restored, RestoredLink};
 use xenstore::{
     Action, Budget, ConnId, Counter, DomId, DomainEvent, Errno, EvtchnPort, Features, GrantRef,
     Identity, Instant, Outcome, Progress, ProtocolFault, Server, Spell, Storage, Tree, UniqueId,
-    wire::PAYLOAD_MAX,
+    UpdatePlan, wire::PAYLOAD_MAX,
 };
 
 use crate::config::Config;
 use crate::credit::{Lazy, Look, bonus};
 use crate::domains::DomainPoll;
+use crate::hypervisor::{PAGE_ENTRY, Rescued, page_table};
 use crate::link::{Link, Links};
 use crate::ring::{ErrorWord, RING_BYTES, Ring, RingFault};
 use crate::sweep::Sweep;
-use crate::xen::{LocalPort, MemoryLeft, Page, PendingPorts, Xen, XenError};
+use crate::update::Room;
+use crate::xen::{
+    Events, Grants, LocalPort, MemoryLeft, Page, PageFacts, PendingPorts, Xen, XenError,
+};
 
 /// Rounds before the events owed are sent, even if there is more to do.
 const ROUNDS_A_TURN: u32 = 8;
@@ -58,6 +63,9 @@ pub struct Dispatcher<X: Xen, S: Storage = Tree> {
     short: bool,
     pending: PendingPorts,
     leaks: Spell,
+    last_now: Instant,
+    /// Whose bytes are being moved.
+    at_work: Option<ConnId>,
 }
 
 impl<X: Xen, S: Storage> Dispatcher<X, S> {
@@ -73,7 +81,59 @@ impl<X: Xen, S: Storage> Dispatcher<X, S> {
     ) -> Result<Self, StartError> {
         let mut domains = DomainPoll::start(&mut xen);
         let existing = domains.existing(&mut xen);
-        let mut dispatcher = Self {
+        let mut dispatcher = Self::new(xen, server, privileged, config, domains);
+        dispatcher.open(privileged, config.event)?;
+        for domid in existing {
+            if domid != privileged {
+                dispatcher.adopt(domid);
+            }
+        }
+        Ok(dispatcher)
+    }
+
+    /// Goes on where another instance stopped: `restored` is its store, and `pages` its mapped rings. A ring that cannot be found again is
+    /// stopped, so that its domain may be introduced anew and its death is told.
+    pub fn go_on(
+        mut xen: X,
+        restored: Restored<S>,
+        privileged: DomId,
+        config: &Config,
+        pages: &[(DomId, PageFacts)],
+    ) -> Self {
+        let domains = DomainPoll::start_anew(&mut xen);
+        let mut dispatcher = Self::new(xen, restored.server, privileged, config, domains);
+        let mut pages: BTreeMap<DomId, PageFacts> = pages.iter().copied().collect();
+        let blamed = restored.crash.and_then(|crash| crash.blamed);
+        let blamed = blamed.filter(|blamed| !blamed.is_kept);
+        for link in restored.links {
+            let Some(domid) = link.domid else {
+                dispatcher.server.close_socket(link.conn);
+                continue;
+            };
+            let facts = pages.remove(&domid);
+            let is_blamed = blamed.is_some_and(|blamed| blamed.conn == link.conn);
+            if let Err(error) = dispatcher.take_back(domid, &link, facts, is_blamed) {
+                warn!("domain {domid}: its ring is not found again: {error}");
+                dispatcher.server.stop(link.conn);
+            }
+        }
+        for (domid, facts) in pages {
+            if let Ok(page) = Grants::adopt(&mut dispatcher.xen, facts) {
+                dispatcher.unmap(domid, Ring::new(page));
+            }
+        }
+        dispatcher.confirm(restored.unconfirmed);
+        dispatcher
+    }
+
+    fn new(
+        mut xen: X,
+        server: Server<S>,
+        privileged: DomId,
+        config: &Config,
+        domains: DomainPoll,
+    ) -> Self {
+        Self {
             links: Links::new(privileged),
             ring_scan: Sweep::new(config.ring_scan, xen.now()),
             lazy: Lazy::new(config.ring_scan.unwrap_or_default()),
@@ -82,18 +142,62 @@ impl<X: Xen, S: Storage> Dispatcher<X, S> {
             short: false,
             pending: PendingPorts::default(),
             leaks: Spell::default(),
+            last_now: Instant::default(),
+            at_work: None,
             xen,
             server,
             domains,
             ended: BTreeMap::new(),
-        };
-        dispatcher.open(privileged, config.event)?;
-        for domid in existing {
-            if domid != privileged {
-                dispatcher.adopt(domid);
-            }
         }
-        Ok(dispatcher)
+    }
+
+    /// Writes the state into `room`, with the table of mapped pages behind it. None if there is not enough room.
+    #[must_use]
+    pub fn hand_over(&self, format: Format, now: Instant, room: &mut [u8]) -> Option<Rescued> {
+        self.write_state(room, |ports, room| {
+            self.server.export(format, now, ports, room);
+        })
+    }
+
+    /// As [`Dispatcher::hand_over`], of what a crash has left: nobody may use this any more.
+    #[must_use]
+    pub fn hand_over_after_crash(&self, room: &mut [u8]) -> Option<Rescued> {
+        self.write_state(room, |ports, room| {
+            self.server
+                .export_after_crash(self.last_now, ports, self.at_work, room);
+        })
+    }
+
+    fn write_state(
+        &self,
+        room: &mut [u8],
+        export: impl FnOnce(&Ports<'_, X::Page>, &mut Room<'_>),
+    ) -> Option<Rescued> {
+        let table = self.links.count().saturating_mul(PAGE_ENTRY);
+        let mut stream = Room::new(room, table);
+        export(&Ports(&self.links), &mut stream);
+        let (stream, rest) = stream.finish()?;
+        let pages = self
+            .links
+            .iter()
+            .map(|link| (link.identity.domid, self.xen.describe(link.ring.page())));
+        let pages = page_table(pages, rest)?;
+        Some(Rescued { stream, pages })
+    }
+
+    /// Keeps all events back: the domain is about to be started again.
+    pub fn pause(&mut self) {
+        self.xen.pause();
+    }
+
+    /// System time.
+    pub fn now(&mut self) -> Instant {
+        self.xen.now()
+    }
+
+    /// The update that is to be made now, once.
+    pub fn poll_update(&mut self) -> Option<UpdatePlan> {
+        self.server.poll_update(&Ports(&self.links))
     }
 
     /// Serves until nothing is left to do or the turn is over; in the second case there should be another turn at once.
@@ -167,6 +271,7 @@ impl<X: Xen, S: Storage> Dispatcher<X, S> {
 
     fn round(&mut self, other: &mut dyn FnMut(ConnId)) -> Progress {
         let now = self.xen.now();
+        self.last_now = now;
         self.tick(now);
         self.collect();
         for (domid, look) in self.links.take_round(LINKS_A_ROUND, UNASKED_A_ROUND) {
@@ -210,8 +315,12 @@ impl<X: Xen, S: Storage> Dispatcher<X, S> {
 
     /// Tells the store what memory is left. While that is the reserve alone, guests wait; they all get a look when it is over.
     fn weigh_memory(&mut self, now: Instant) {
-        let MemoryLeft { free, total } = self.xen.memory();
-        self.server.handle_memory(now, free, total);
+        let MemoryLeft {
+            free,
+            total,
+            stream_room,
+        } = self.xen.memory();
+        self.server.handle_memory(now, free, total, stream_room);
         let short = self.server.is_at_reserve();
         if core::mem::replace(&mut self.short, short) && !short {
             let waiting: Vec<DomId> = self.links.domids().collect();
@@ -253,6 +362,20 @@ impl<X: Xen, S: Storage> Dispatcher<X, S> {
     }
 }
 
+/// What a stream has for each link.
+struct Ports<'a, P>(&'a Links<P>);
+
+impl<P: Page> Host for Ports<'_, P> {
+    fn link(&self, conn: ConnId) -> HostLink {
+        let Self(links) = self;
+        let link = links.with_conn(conn).and_then(|domid| links.get(domid));
+        HostLink {
+            port: link.map(|link| link.port.0),
+            ..HostLink::default()
+        }
+    }
+}
+
 /// Bytes: one look at one link.
 impl<X: Xen, S: Storage> Dispatcher<X, S> {
     /// Moves what there is to move, and answers whether there was anything.
@@ -261,7 +384,8 @@ impl<X: Xen, S: Storage> Dispatcher<X, S> {
         let Some(link) = self.links.get_mut(domid) else {
             return false;
         };
-        if link.offers(Features::RECONNECTION) && link.ring.reconnect_requested() {
+        let may_reset = || self.server.may_reset(link.conn);
+        if link.offers(Features::RECONNECTION) && link.ring.reconnect_requested() && may_reset() {
             self.server.reset(link.conn);
             link.ring.reset();
             link.stopped = false;
@@ -274,7 +398,10 @@ impl<X: Xen, S: Storage> Dispatcher<X, S> {
         if link.stopped {
             return false;
         }
-        match transfer(link, &mut self.server, takes) {
+        self.at_work = Some(link.conn);
+        let moved = transfer(link, &mut self.server, takes);
+        self.at_work = None;
+        match moved {
             Ok(Moved { sent: 0, taken: 0 }) => false,
             Ok(Moved { sent, taken }) => {
                 let answered =
@@ -518,6 +645,56 @@ impl<X: Xen, S: Storage> Dispatcher<X, S> {
         self.take_up(identity, Ring::new(page), local);
         info!("domain {domid} connected, port {}", port.0);
         Ok(())
+    }
+
+    /// Goes on with a ring that another instance mapped, and with its port.
+    fn take_back(
+        &mut self,
+        domid: DomId,
+        link: &RestoredLink,
+        facts: Option<PageFacts>,
+        is_blamed: bool,
+    ) -> Result<(), ConnectError> {
+        let port = link.host.port.ok_or(ConnectError::Gone)?;
+        let (local, port) = (LocalPort(port), EvtchnPort(port));
+        Events::adopt(&mut self.xen, local).map_err(|error| ConnectError::Bind(port, error))?;
+        let page = match facts {
+            Some(facts) => Grants::adopt(&mut self.xen, facts),
+            None => self.xen.map(domid, GrantRef::XENSTORE),
+        };
+        let ring = Ring::new(page.map_err(ConnectError::Map)?);
+        let features = link.features.unwrap_or_else(|| {
+            let offered = ring.offered() & self.server.features(domid);
+            self.server.adopt_features(domid, offered);
+            offered
+        });
+        let identity = match link.identity {
+            Some(identity) => identity,
+            None => self.living(domid)?,
+        };
+        if domid == self.links.privileged() {
+            self.xen.prefer(local);
+        }
+        let mut taken = Link::new(identity, link.conn, local, ring, features);
+        taken.stopped = link.is_stopped;
+        if is_blamed && taken.offers(Features::ERROR) {
+            taken.ring.fail(ErrorWord::Protocol);
+        }
+        self.links.insert(taken);
+        Ok(())
+    }
+
+    /// Finds out who the domains are of which the stream does not say it.
+    fn confirm(&mut self, unconfirmed: Vec<DomId>) {
+        for domid in unconfirmed {
+            let identity = self
+                .xen
+                .domain(domid)
+                .ok()
+                .flatten()
+                .map(|info| info.identity);
+            self.server.confirm(domid, identity);
+        }
     }
 
     /// Connects a domain that was there before the store, if Xen gave it a ring with a port in it (dom0less). Any other waits for

@@ -49,6 +49,14 @@ impl DomainPoll {
         }
     }
 
+    /// As [`DomainPoll::start`], where other instances knew of domains: each of these may have ended since.
+    pub fn start_anew<X: Xen>(xen: &mut X) -> Self {
+        Self {
+            hinted: true,
+            ..Self::start(xen)
+        }
+    }
+
     /// The domains that are there, right after the start; none if this Xen keeps no list of them.
     pub fn existing<X: Xen>(&mut self, xen: &mut X) -> Vec<DomId> {
         all_changed(xen).unwrap_or_default()

@@ -20,7 +20,7 @@ use crate::domain_interface::{
 };
 use crate::xen::{
     Clock, DomainInfo, Domains, Events, Grants, LocalPort, MAX_PORTS, Memory, MemoryLeft, Page,
-    PendingPorts, XenError,
+    PageFacts, PendingPorts, XenError,
 };
 
 /// The machine. Clones are the same machine.
@@ -467,6 +467,18 @@ impl Grants for FakeXen {
         Ok(page)
     }
 
+    fn describe(&self, page: &FakePage) -> PageFacts {
+        page.number().to_le_bytes()
+    }
+
+    fn adopt(&mut self, facts: PageFacts) -> Result<FakePage, XenError> {
+        let number = u64::from_le_bytes(facts);
+        let world = &*self.0.borrow();
+        let mut mapped = world.mapped.iter();
+        let found = mapped.find(|(_, page)| page.number() == number);
+        found.map(|(_, page)| page.clone()).ok_or(BAD_GRANT)
+    }
+
     fn unmap(&mut self, page: FakePage) -> Result<(), XenError> {
         let world = &mut *self.0.borrow_mut();
         world.permit(Call::Unmap)?;
@@ -519,6 +531,18 @@ impl Events for FakeXen {
             world.free.insert(local);
         }
         world.pending.remove(&local);
+    }
+
+    fn pause(&mut self) {}
+
+    fn adopt(&mut self, local: LocalPort) -> Result<(), XenError> {
+        let world = &mut *self.0.borrow_mut();
+        if !world.locals.contains_key(&local) {
+            return Err(INVALID);
+        }
+        // What was told while nobody listened.
+        world.pending.insert(local);
+        Ok(())
     }
 
     fn notify(&mut self, local: LocalPort) {
@@ -639,6 +663,7 @@ impl Memory for FakeXen {
     fn memory(&mut self) -> MemoryLeft {
         let world = self.0.borrow();
         let percent = || MemoryLeft {
+            stream_room: u64::MAX,
             free: u64::from(100_u8.saturating_sub(world.memory_taken)) << 20,
             total: 100 << 20,
         };
@@ -666,6 +691,13 @@ pub struct FakePage {
     bytes: Rc<[Cell<u8>]>,
     /// In a mapping of ours: what its owner does meanwhile.
     meddler: Option<Meddler>,
+}
+
+impl FakePage {
+    /// By which the machine finds it again.
+    fn number(&self) -> u64 {
+        self.bytes.as_ptr().addr() as u64
+    }
 }
 
 /// What a domain does with its page between any two accesses of ours.

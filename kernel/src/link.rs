@@ -182,6 +182,17 @@ impl<P: Page> Links<P> {
     }
 
     /// The link of a domain.
+    #[must_use]
+    pub fn get(&self, domid: DomId) -> Option<&Link<P>> {
+        self.by_domid.get(&domid)
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Link<P>> {
+        self.by_domid.values()
+    }
+
+    /// The link of a domain.
     pub fn get_mut(&mut self, domid: DomId) -> Option<&mut Link<P>> {
         self.by_domid.get_mut(&domid)
     }

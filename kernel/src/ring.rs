@@ -32,6 +32,11 @@ impl<P: Page> Ring<P> {
         self.page
     }
 
+    /// The page.
+    pub const fn page(&self) -> &P {
+        &self.page
+    }
+
     /// Offers the waiting request bytes as one private copy to `take`, which answers how many it took; frees these.
     ///
     /// `take` is not called on an empty ring. What is left in the ring is offered again by the next call.
@@ -87,6 +92,12 @@ impl<P: Page> Ring<P> {
     /// Shows the domain what the server can do. To be done before its first byte moves.
     pub fn offer(&self, features: u32) {
         self.page.store(FEATURES, features);
+    }
+
+    /// What the domain is shown that the server can do. The domain can write it too.
+    #[must_use]
+    pub fn offered(&self) -> u32 {
+        self.page.load(FEATURES)
     }
 
     /// Tells the domain that it is connected; its indices stay as they are.

@@ -11,6 +11,9 @@ pub trait Xen: Grants + Events + Domains + Clock + Memory {}
 
 impl<X: Grants + Events + Domains + Clock + Memory> Xen for X {}
 
+/// What a machine notes of a mapped page, for its next start.
+pub type PageFacts = [u8; 8];
+
 /// Mapping other domains' ring pages.
 pub trait Grants {
     /// A mapped page. Dropping it does not unmap it; [`Grants::unmap`] does.
@@ -21,6 +24,15 @@ pub trait Grants {
     /// # Errors
     /// What Xen answered; nothing stays mapped.
     fn map(&mut self, domid: DomId, grant: GrantRef) -> Result<Self::Page, XenError>;
+
+    /// What another start of this domain needs to go on with the page.
+    fn describe(&self, page: &Self::Page) -> PageFacts;
+
+    /// Goes on with a page that another start of this domain mapped and described.
+    ///
+    /// # Errors
+    /// It cannot be found again.
+    fn adopt(&mut self, facts: PageFacts) -> Result<Self::Page, XenError>;
 
     /// Gives a page back, so that a dead domain can leave.
     ///
@@ -59,6 +71,13 @@ pub trait Events {
     fn prefer(&mut self, port: LocalPort);
     /// Closes a local port. A port that is closed already is no matter.
     fn close(&mut self, port: LocalPort);
+    /// Keeps all events back, for another start of this domain, which adopts the ports.
+    fn pause(&mut self);
+    /// Goes on with a port that another start of this domain bound.
+    ///
+    /// # Errors
+    /// There is no such port, or what Xen answered.
+    fn adopt(&mut self, port: LocalPort) -> Result<(), XenError>;
     /// Tells the other end. A closed other end is no matter.
     fn notify(&mut self, port: LocalPort);
     /// Takes pending ports, clearing each before its ring is looked at. Masked ports stay.
@@ -102,6 +121,8 @@ pub struct MemoryLeft {
     pub free: u64,
     /// All of it.
     pub total: u64,
+    /// Room for the state stream, apart from that.
+    pub stream_room: u64,
 }
 
 /// An event channel port of our own.

@@ -53,3 +53,9 @@ fn play(boot: BootInfo) -> ! {
         guest.pause_ms(60_000);
     }
 }
+
+/// A test guest is not updated.
+#[unsafe(no_mangle)]
+extern "C" fn restart(_: u64) -> ! {
+    crash("a test guest has no second start")
+}

@@ -144,6 +144,12 @@ impl History {
         }
     }
 
+    /// The changes that matter to those transactions.
+    pub(crate) fn kept(&self) -> impl Iterator<Item = &GuestChange> {
+        let is_open = self.is_open();
+        self.changes.iter().filter(move |_| is_open)
+    }
+
     /// How many transactions are open.
     #[cfg(feature = "journal")]
     pub(crate) fn open_transactions(&self) -> usize {

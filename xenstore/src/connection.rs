@@ -4,6 +4,7 @@ use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
+use core::mem;
 
 use slotmap::{DefaultKey, SlotMap};
 
@@ -74,6 +75,8 @@ pub(crate) struct Connection<S: Storage> {
     pub(crate) gates: Gates,
     /// Nothing is read or written any more, until it starts anew.
     pub(crate) stopped: bool,
+    /// How often the server crashed while it worked for this connection.
+    pub(crate) crashes: u8,
     /// When to look whether its oldest event is too old.
     pub(crate) deadline: Option<Instant>,
     /// Up to where it has had its share.
@@ -89,12 +92,19 @@ pub(crate) struct Connections<S: Storage> {
     places: SlotMap<DefaultKey, Place<S>>,
     /// The number of the next one.
     pub(crate) next: u64,
+    /// Those that may weigh something else than what was found last, each once.
+    changed: Vec<ConnId>,
+    /// What all others weigh, and these weighed last.
+    weight: u64,
 }
 
 /// A place for a connection; an empty one is promised to a connection that the host is making.
 struct Place<S: Storage> {
     number: u64,
     taken_by: Option<Box<Connection<S>>>,
+    /// What the connection weighed when that was looked at last, and whether it is to be looked at again.
+    weight: u64,
+    is_changed: bool,
 }
 
 impl<S: Storage> Default for Connections<S> {
@@ -102,6 +112,8 @@ impl<S: Storage> Default for Connections<S> {
         Self {
             places: SlotMap::new(),
             next: 0,
+            changed: Vec::new(),
+            weight: 0,
         }
     }
 }
@@ -112,7 +124,34 @@ impl<S: Storage> Connections<S> {
     }
 
     pub(crate) fn get_mut(&mut self, conn: ConnId) -> Option<&mut Connection<S>> {
-        self.places.get_mut(conn.key)?.taken_by.as_deref_mut()
+        let place = self.places.get_mut(conn.key)?;
+        if !mem::replace(&mut place.is_changed, true) {
+            self.changed.push(conn);
+        }
+        place.taken_by.as_deref_mut()
+    }
+
+    /// Lets every connection be weighed anew.
+    pub(crate) fn note_all(&mut self) {
+        for (key, place) in &mut self.places {
+            let number = place.number;
+            if !mem::replace(&mut place.is_changed, true) {
+                self.changed.push(ConnId { number, key });
+            }
+        }
+    }
+
+    /// What all connections weigh together; it must always be asked in the same way.
+    pub(crate) fn weigh(&mut self, of_one: impl Fn(&Connection<S>) -> u64) -> u64 {
+        while let Some(conn) = self.changed.pop() {
+            if let Some(place) = self.places.get_mut(conn.key) {
+                let weight = place.taken_by.as_deref().map_or(0, &of_one);
+                let before = mem::replace(&mut place.weight, weight);
+                place.is_changed = false;
+                self.weight = self.weight.saturating_sub(before).saturating_add(weight);
+            }
+        }
+        self.weight
     }
 
     /// Promises a place to a connection to come.
@@ -127,6 +166,8 @@ impl<S: Storage> Connections<S> {
         let key = self.places.insert(Place {
             number,
             taken_by: None,
+            weight: 0,
+            is_changed: false,
         });
         ConnId { number, key }
     }
@@ -136,11 +177,17 @@ impl<S: Storage> Connections<S> {
         if let Some(place) = self.places.get_mut(conn.key) {
             place.taken_by = Some(Box::new(connection));
         }
+        self.get_mut(conn);
     }
 
     /// Takes a connection, or a promise, back.
     pub(crate) fn remove(&mut self, conn: ConnId) -> Option<Box<Connection<S>>> {
-        self.places.remove(conn.key)?.taken_by
+        let place = self.places.remove(conn.key)?;
+        if place.is_changed {
+            self.changed.retain(|changed| *changed != conn);
+        }
+        self.weight = self.weight.saturating_sub(place.weight);
+        place.taken_by
     }
 
     /// Each with its id, in no order that means anything, without promises.
@@ -197,6 +244,7 @@ impl<S: Storage> Connection<S> {
             held: None,
             gates: Gates::default(),
             stopped: false,
+            crashes: 0,
             deadline: None,
             served: Served::default(),
             queued: false,
@@ -309,6 +357,15 @@ impl Input {
             None => self.begun.to_vec(),
             Some((request, _)) => [&request.header.encode(), request.payload.as_slice()].concat(),
         }
+    }
+
+    /// Bytes that have arrived.
+    pub(crate) fn len(&self) -> usize {
+        let request = self.request.as_ref();
+        let request = request.map_or(0, |(request, _)| {
+            request.payload.len().saturating_add(HEADER_SIZE)
+        });
+        self.begun.len().saturating_add(request)
     }
 
     /// Whether a request is whole. An empty payload is whole with its header.

@@ -83,6 +83,13 @@ impl<S: Storage> Server<S> {
         }
         let words: Vec<&[u8]> = strings(payload).collect();
         let (name, parameters) = words.split_first().ok_or(Errno::EINVAL)?;
+        #[cfg(feature = "inject")]
+        if let ([kind], b"crash", Some(injector)) = (parameters, *name, self.settings.injector) {
+            return match injector(kind) {
+                true => Ok(Answer::Text(done()?)),
+                false => Err(Errno::EINVAL.into()),
+            };
+        }
         let command = commands()
             .into_iter()
             .find(|command| command.name.as_bytes() == *name)

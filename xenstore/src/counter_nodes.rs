@@ -19,7 +19,12 @@ use crate::storage::Storage;
 use crate::time::Instant;
 
 /// Where they are.
-const FOLDERS: [&str; 3] = ["/tool", "/tool/xenstored", "/tool/xenstored/counters"];
+const FOLDERS: [&str; 3] = {
+    let [tool, store] = STORE_FOLDERS;
+    [tool, store, "/tool/xenstored/counters"]
+};
+/// The nodes above.
+pub(crate) const STORE_FOLDERS: [&str; 2] = ["/tool", "/tool/xenstored"];
 /// Domains looked at in one step of a round.
 const DOMAINS_A_STEP: usize = 256;
 /// Nodes written in one step.
@@ -110,10 +115,16 @@ impl<S: Storage> Server<S> {
     }
 
     fn write_counter_node(&mut self, name: &str, text: &str) {
-        let path = node_path(name);
+        self.write_own_node(&FOLDERS, name, text);
+    }
+
+    /// Writes a node below the last of these folders, each of which is below the one before.
+    pub(crate) fn write_own_node(&mut self, folders: &[&str], name: &str, text: &str) {
+        let folder = folders.last().copied().unwrap_or_default();
+        let path = format!("{folder}/{name}");
         let path = PathRef::known(&path);
         let mut effects = Effects::default();
-        self.create_missing(&FOLDERS, &mut effects);
+        self.create_missing(folders, &mut effects);
         let owner = self.domains.privileged();
         let present = self.store.nodes.get(path).map(|node| node.acl.owner());
         let mut edit = self.store.edit(&mut effects, &self.watches);
@@ -208,12 +219,12 @@ mod tests {
     #[test]
     fn while_memory_is_scarce_nothing_is_written() {
         let (mut server, connections) = server(1);
-        server.handle_memory(Instant(0), 20 << 20, 100 << 20);
+        server.handle_memory(Instant(0), 20 << 20, 100 << 20, u64::MAX);
         server.count(connections[0], Counter::LazySpells);
         server.handle_timeout(second(1));
         assert_eq!(shown(&server), 0);
         assert_eq!(server.poll_timeout(), Some(second(11)));
-        server.handle_memory(Instant(0), 90 << 20, 100 << 20);
+        server.handle_memory(Instant(0), 90 << 20, 100 << 20, u64::MAX);
         server.handle_timeout(second(11));
         assert_eq!(shown(&server), 2);
     }

@@ -41,13 +41,18 @@ pub enum Counter {
     MapFailures,
     BindFailures,
     UnmapFailures,
+    Crashes,
 }
 
-const COUNT: usize = 18;
+const COUNT: usize = 19;
 /// One more than there are types: the last place is for all others.
 const REQUESTS: usize = Kind::ALL.len() + 1;
 const ERRORS: usize = Errno::ALL.len();
 const SPELLS: usize = REASONS + COUNT;
+
+/// Bytes that the counters of a domain have in a state stream, at most.
+pub(crate) const STREAM_MOST: u64 =
+    (REQUESTS + ERRORS + REASONS + COUNT) as u64 * 72 + REASONS as u64 * 72;
 
 struct Row {
     counter: Counter,
@@ -175,6 +180,12 @@ const TABLE: [Row; COUNT] = [
         "unmap-failures",
         true,
         "rings that Xen would not take back when they were not needed any more",
+    ),
+    row(
+        Counter::Crashes,
+        "crashes",
+        true,
+        "crashes of the store while it worked for this domain; its connection was stopped",
     ),
 ];
 
@@ -307,8 +318,10 @@ impl Counters {
     /// Counts for the log.
     fn spell(&self, place: usize, now: Instant) -> Option<Untold> {
         let mut spells = self.spells.try_borrow_mut().ok()?;
-        let fresh = || Box::new(core::array::from_fn(|_| Spell::default()));
-        spells.get_or_insert_with(fresh).get_mut(place)?.count(now)
+        spells
+            .get_or_insert_with(fresh_spells)
+            .get_mut(place)?
+            .count(now)
     }
 
     /// The line about a refusal, if it is time for one.
@@ -347,16 +360,20 @@ impl Counters {
 
     /// What is known of refusals, for the log.
     pub(crate) fn spells(&self) -> Vec<(Reason, Spell)> {
-        let spells = self.spells.borrow();
+        let Ok(spells) = self.spells.try_borrow() else {
+            return Vec::new();
+        };
         let spells = spells.iter().flat_map(|spells| spells.iter().cloned());
         Reason::all().zip(spells).collect()
     }
 
     /// Sets what was known of refusals.
     pub(crate) fn restore_spell(&self, reason: Reason, spell: Spell) {
-        let fresh = || Box::new(core::array::from_fn(|_| Spell::default()));
         let mut spells = self.spells.borrow_mut();
-        if let Some(place) = spells.get_or_insert_with(fresh).get_mut(reason.place()) {
+        if let Some(place) = spells
+            .get_or_insert_with(fresh_spells)
+            .get_mut(reason.place())
+        {
             *place = spell;
         }
     }
@@ -387,6 +404,10 @@ impl Counters {
         self.notes.own.set(true);
         self.notes.of_any.set(true);
     }
+}
+
+fn fresh_spells() -> Box<[Spell; SPELLS]> {
+    Box::new(core::array::from_fn(|_| Spell::default()))
 }
 
 fn add(cells: &[Cell<u64>], place: usize, more: u64) {

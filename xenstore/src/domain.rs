@@ -114,6 +114,11 @@ impl Domains {
         domain.map(|domain| &mut **domain)
     }
 
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.by_domid.len()
+    }
+
     /// All of them, by id.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Domain> {
         let lives = self.by_domid.values();

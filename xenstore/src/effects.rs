@@ -16,7 +16,7 @@ use crate::touched::{Mark, Touched};
 use crate::watch::Watches;
 
 /// Bytes that a node costs before its name, value and permissions: the node, its place in its parent and the allocator's share.
-const NODE_BYTES: u64 = 192;
+pub(crate) const NODE_BYTES: u64 = 192;
 /// Bytes of an entry of an access control list.
 const ENTRY_BYTES: u64 = 24;
 

@@ -38,6 +38,7 @@ mod counter_nodes;
 mod counters;
 #[cfg(test)]
 mod coverage;
+mod crash;
 mod database;
 #[cfg(test)]
 mod described;
@@ -66,6 +67,7 @@ mod spell;
 pub mod state;
 mod storage;
 mod store;
+mod stream_size;
 mod time;
 mod touched;
 mod trace;
@@ -77,6 +79,7 @@ pub mod wire;
 
 pub use connection::ProtocolFault;
 pub use counters::Counter;
+pub use crash::{Blamed, Crash};
 pub use features::{Features, Nesting};
 pub use ids::{ConnId, DomId, EvtchnPort, GrantRef, Identity, ReqId, Ticket, UniqueId};
 pub use journal::{Entry, Noted};

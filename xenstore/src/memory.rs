@@ -91,6 +91,20 @@ impl Supply {
         }
     }
 
+    /// What it means that the state needs so many bytes of those that a stream may have. What is there can be read, whatever it needs.
+    fn of_stream(needed: u64, room: u64) -> Self {
+        let left = room.saturating_sub(needed);
+        let of_room = |percent: u64| u128::from(room) * u128::from(percent);
+        let below = |percent| needed > room || u128::from(left) * 100 < of_room(percent);
+        if below(SHORT_BELOW.percent) {
+            Self::Short
+        } else if below(SCARCE_BELOW.percent) {
+            Self::Scarce
+        } else {
+            Self::Plenty
+        }
+    }
+
     /// Whether an unprivileged domain may grow so that it has `after` bytes.
     pub(crate) fn admits(self, after: u64) -> bool {
         match self {
@@ -142,17 +156,22 @@ pub(crate) struct Left {
 }
 
 impl<S: Storage> Server<S> {
-    /// The host has `free` bytes of `total` left. When that becomes little, unprivileged domains may take no more (hostility.md 5.4).
-    pub fn handle_memory(&mut self, now: Instant, free: u64, total: u64) {
+    /// The host has `free` bytes of `total` left, and `stream_room` for a state stream besides what it writes into that itself. When either
+    /// becomes little, unprivileged domains may take no more (hostility.md 5.4).
+    pub fn handle_memory(&mut self, now: Instant, free: u64, total: u64, stream_room: u64) {
         self.now = self.now.max(now);
         (self.left.free, self.left.total) = (free, total);
-        let supply = Supply::of(free, total);
+        let estimate = self.stream_estimate();
+        let of_stream = Supply::of_stream(estimate, stream_room);
+        let supply = Supply::of(free, total).max(of_stream);
         let before = mem::replace(&mut self.supply, supply);
         if mem::replace(&mut self.left.said, supply) != supply
             && let Some(spell) = self.left.told.get_mut(supply as usize)
             && let Some(untold) = spell.count(now)
         {
-            log::warn!("memory: {supply}, {free} of {total} bytes free{untold}");
+            log::warn!(
+                "memory: {supply}, {free} of {total} bytes free; the state needs {estimate} of {stream_room}{untold}"
+            );
         }
         if before >= Supply::Short && supply < before {
             self.queue_all();
@@ -194,6 +213,7 @@ impl<S: Storage> Server<S> {
                 counters.refuse(Reason::OpenTransaction, limit_ms, now);
             }
         }
+        self.connections.note_all();
     }
 
     /// Lets everybody's requests run that may again.
@@ -332,7 +352,7 @@ mod tests {
 
         fn pass(&mut self, ms: u64, free: u64) {
             self.now = self.now.after(Duration::from_millis(ms));
-            self.server.handle_memory(self.now, free, ALL);
+            self.server.handle_memory(self.now, free, ALL, u64::MAX);
             self.server.run(self.now, 1000);
         }
 
@@ -395,6 +415,36 @@ mod tests {
         }
         let counted = scene.ask(toolstack, Kind::Control, 0, b"counters\x001\0");
         assert!(counted.contains("ended-open-transaction: 2\n"), "{counted}");
+    }
+
+    /// However little room there is for the stream, guests may read, and what they have can be taken away.
+    #[test]
+    fn while_the_state_fills_the_room_for_its_stream_guests_may_not_grow() {
+        let mut scene = Scene::new();
+        let (guest, toolstack) = (scene.guest, scene.toolstack);
+        scene.ask(toolstack, Kind::Write, 0, b"/g\0v");
+        scene.ask(toolstack, Kind::SetPerms, 0, b"/g\0n1\0");
+        let needed = scene.server.stream_estimate();
+        let at = |scene: &mut Scene, room| {
+            scene.server.handle_memory(scene.now, PLENTY, ALL, room);
+        };
+        for (room, supply) in [
+            (needed * 2, Supply::Plenty),
+            (needed * 5 / 4, Supply::Scarce),
+            (needed * 20 / 19, Supply::Short),
+            (needed, Supply::Short),
+            (0, Supply::Short),
+            (u64::MAX, Supply::Plenty),
+        ] {
+            at(&mut scene, room);
+            assert_eq!(scene.server.supply, supply, "{room}");
+        }
+        at(&mut scene, needed);
+        assert_eq!(scene.ask(guest, Kind::Mkdir, 0, b"/g/new\0"), "ENOSPC\0");
+        assert_eq!(scene.ask(guest, Kind::Read, 0, b"/g\0"), "v");
+        assert_eq!(scene.ask(toolstack, Kind::Mkdir, 0, b"/g/new\0"), "OK\0");
+        at(&mut scene, needed * 2);
+        assert_eq!(scene.ask(guest, Kind::Mkdir, 0, b"/g/own\0"), "OK\0");
     }
 
     #[test]

@@ -73,6 +73,8 @@ pub(crate) struct Output {
     replies: usize,
     /// Bytes of messages that nobody else pays for.
     bytes: u64,
+    /// Bytes of all messages, whoever pays for them.
+    all_bytes: u64,
 }
 
 /// Messages for which a queue of as many has room before another event is queued: replies are not refused.
@@ -180,6 +182,16 @@ impl Output {
     /// Bytes that the queue costs its own connection.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Bytes of all messages, with what each costs besides.
+    pub(crate) fn all_bytes(&self) -> u64 {
+        self.all_bytes
+    }
+
+    /// Bytes of the first message that were sent.
+    pub(crate) fn sent(&self) -> usize {
+        self.sent
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -425,6 +437,7 @@ impl Output {
 
     fn push(&mut self, message: Message) -> u64 {
         let bytes = message.bytes();
+        self.all_bytes = self.all_bytes.saturating_add(bytes);
         if message.cause.is_none() {
             self.bytes = self.bytes.saturating_add(bytes);
         }
@@ -433,6 +446,7 @@ impl Output {
     }
 
     fn forget(&mut self, message: &Message) -> Option<Debt> {
+        self.all_bytes = self.all_bytes.saturating_sub(message.bytes());
         if message.cause.is_none() {
             self.bytes = self.bytes.saturating_sub(message.bytes());
         }

@@ -12,7 +12,7 @@ use crate::storage::listed_size;
 use crate::wire::{Errno, decimal};
 
 /// Longest absolute path in bytes, for everyone (protocol.md section 18).
-const ABSOLUTE_MAX: usize = 3072;
+pub(crate) const ABSOLUTE_MAX: usize = 3072;
 /// What the paths below a domain's home begin with.
 const HOMES: &str = "/local/domain/";
 /// Most digits of a domid in a home's path.

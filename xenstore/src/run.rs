@@ -6,6 +6,7 @@ use crate::answer::Answer;
 use crate::bugs;
 use crate::connection::{Connection, Request};
 use crate::counters::Counter;
+use crate::crash::AtWork;
 use crate::database::{Need, Refusal};
 use crate::ids::{ConnId, Ticket};
 use crate::journal::Entry;
@@ -103,6 +104,7 @@ impl<S: Storage> Server<S> {
     /// Runs the request of a connection whose turn it is, and lets it pay the cost.
     fn serve_next(&mut self, conn: ConnId, begins: Served) -> u32 {
         let cost = self.serve(conn);
+        self.at_work = None;
         self.spent = self.spent.saturating_add(cost.into());
         if let Some(connection) = self.connections.get_mut(conn)
             && !connection.privileged
@@ -121,6 +123,11 @@ impl<S: Storage> Server<S> {
         let Some((request, cause)) = self.take_request(conn) else {
             return 1;
         };
+        self.at_work = Some(AtWork {
+            conn,
+            header: Some(request.header),
+            is_answered: false,
+        });
         let is_charged = cause.is_some();
         self.cause = cause;
         if self.traces {
@@ -250,6 +257,7 @@ impl<S: Storage> Server<S> {
     /// Queues the reply, then what must follow it.
     #[inline]
     pub(crate) fn reply(&mut self, conn: ConnId, header: Header, answer: Result<Answer, Errno>) {
+        let asked = header;
         let (kind, payload) = match answer.map(Answer::into_payload) {
             Ok(payload) if fits(payload.len()) || bugs::XSA_72 => (header.kind, payload),
             Ok(_) => self.fail(conn, Errno::E2BIG),
@@ -267,6 +275,9 @@ impl<S: Storage> Server<S> {
         if let Some(connection) = self.connections.get_mut(conn) {
             connection.absent.clear();
             let bytes = connection.output.reply(header, payload, self.cause);
+            if let Some(at_work) = &mut self.at_work {
+                at_work.is_answered |= at_work.header == Some(asked);
+            }
             if !mem::replace(&mut connection.ready, true) {
                 self.ready.push_back(conn);
             }

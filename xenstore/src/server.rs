@@ -14,6 +14,7 @@ use crate::conflict::History;
 use crate::connection::{Connection, Connections, ProtocolFault, Spare};
 use crate::counter_nodes::CounterNodes;
 use crate::counters::Counter;
+use crate::crash::AtWork;
 use crate::domain::Domains;
 use crate::effects::Effects;
 use crate::features::Features;
@@ -52,6 +53,9 @@ pub struct Settings {
     pub policies: policy::Choice,
     /// What stands between clients and the store.
     pub layers: layer::Choice,
+    /// Crashes in the way that the text names, and answers whether there is such a way.
+    #[cfg(feature = "inject")]
+    pub injector: Option<fn(&[u8]) -> bool>,
     /// How long the nodes below `/tool/xenstored/counters` stay as they are at least; zero for no such nodes.
     pub counter_interval: Duration,
 }
@@ -69,6 +73,8 @@ impl Settings {
             event_timeout: Duration::from_secs(20),
             policies: policy::Choice::default(),
             layers: layer::Choice::default(),
+            #[cfg(feature = "inject")]
+            injector: None,
             counter_interval: Duration::from_secs(10),
         }
     }
@@ -188,6 +194,10 @@ pub struct Server<S: Storage = Tree> {
     pub(crate) journal: Journal,
     pub(crate) unknown_quotas: UnknownQuotas,
     pub(crate) live_update: LiveUpdate,
+    /// For whom the server works just now: whom to blame if it crashes.
+    pub(crate) at_work: Option<AtWork>,
+    /// Of instances before this one.
+    pub(crate) crashes: u64,
 }
 
 /// Limits for all domains, and limits for all of them together, that a state stream gave and that mean nothing here; for the next stream.
@@ -313,6 +323,8 @@ impl<S: Storage> Server<S> {
             journal: Journal::default(),
             unknown_quotas: UnknownQuotas::default(),
             live_update: LiveUpdate::default(),
+            at_work: None,
+            crashes: 0,
         }
     }
 
@@ -321,6 +333,17 @@ impl<S: Storage> Server<S> {
     /// # Errors
     /// The framing is broken and the connection is stopped; its ring should say so and then be left alone.
     pub fn handle_bytes(&mut self, conn: ConnId, bytes: &[u8]) -> Result<usize, ProtocolFault> {
+        self.at_work = Some(AtWork {
+            conn,
+            header: None,
+            is_answered: false,
+        });
+        let taken = self.take_bytes(conn, bytes);
+        self.at_work = None;
+        taken
+    }
+
+    fn take_bytes(&mut self, conn: ConnId, bytes: &[u8]) -> Result<usize, ProtocolFault> {
         let Some(connection) = self.connections.get_mut(conn) else {
             return Ok(0);
         };
@@ -393,8 +416,11 @@ impl<S: Storage> Server<S> {
         }
     }
 
-    /// Begins a connection anew, as its guest asked through the ring page. A stopped one goes on.
+    /// Begins a connection anew, as its guest asked through the ring page. A stopped one goes on, if it may ([`Server::may_reset`]).
     pub fn reset(&mut self, conn: ConnId) {
+        if !self.may_reset(conn) {
+            return;
+        }
         self.note(conn, |domid| Entry::Reset { domid });
         self.count(conn, Counter::Resets);
         self.clear(conn);

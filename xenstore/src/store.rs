@@ -5,6 +5,7 @@ use alloc::rc::Rc;
 use alloc::vec::Vec;
 
 use crate::acl::{Acl, Entry, Holder, Incarnation, Letter};
+use crate::counter_nodes::STORE_FOLDERS;
 use crate::domain::{Domains, Usage};
 use crate::effects::{Charge, Editor, Effects, cost};
 use crate::ids::Generation;
@@ -23,6 +24,21 @@ pub(crate) const RELEASE_DOMAIN: &str = "@releaseDomain";
 pub(crate) struct Store<S: Storage> {
     pub(crate) nodes: S,
     pub(crate) generation: Generation,
+    pub(crate) sums: Sums,
+}
+
+/// All nodes, and what they cost their owners together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sums {
+    pub(crate) nodes: u64,
+    pub(crate) bytes: u64,
+}
+
+impl Sums {
+    pub(crate) fn add(&mut self, charge: Charge) {
+        self.nodes = self.nodes.saturating_add_signed(charge.nodes);
+        self.bytes = self.bytes.saturating_add_signed(charge.bytes);
+    }
 }
 
 impl<S: Storage> Store<S> {
@@ -46,6 +62,7 @@ impl<S: Storage> Store<S> {
         Self {
             nodes,
             generation: Generation(0),
+            sums: Sums::default(),
         }
     }
 
@@ -69,6 +86,9 @@ impl<S: Storage> Server<S> {
     /// Takes the effects of a change that the store's nodes have: the ledger first, then the watchers.
     pub(crate) fn commit(&mut self, effects: &mut Effects<S>) {
         self.work = self.work.saturating_add(effects.cost());
+        for (_, charge) in effects.charges() {
+            self.store.sums.add(charge);
+        }
         let exact = post(&mut self.domains, &mut self.peaks, effects);
         if !exact {
             log::error!("accounts were wrong and are counted again");
@@ -82,6 +102,10 @@ impl<S: Storage> Server<S> {
     /// Sets every account to what a walk over the tree finds.
     fn recount(&mut self) {
         let found = count(&self.store.nodes);
+        self.store.sums = Sums::default();
+        for charge in found.values() {
+            self.store.sums.add(*charge);
+        }
         for domain in self.domains.iter_mut() {
             let charge = found.get(&domain.incarnation).copied().unwrap_or_default();
             domain.usage.nodes = charge.nodes.unsigned_abs();
@@ -107,7 +131,7 @@ impl<S: Storage> Server<S> {
     /// `/tool/xenstored`, where tools look for the server (protocol.md section 5.5).
     pub(crate) fn with_first_nodes(mut self) -> Self {
         let mut effects = Effects::default();
-        self.create_missing(&["/tool", "/tool/xenstored"], &mut effects);
+        self.create_missing(&STORE_FOLDERS, &mut effects);
         self.commit(&mut effects);
         self.recount();
         self.start_extensions();

@@ -185,10 +185,12 @@ impl Touched {
         self.paths.get(touch.start..touch.end)
     }
 
-    /// The paths, in the order in which they were touched first.
-    pub(crate) fn paths(&self) -> impl Iterator<Item = &str> {
-        let path = |touch: &Touch| self.paths.get(touch.start..touch.end);
-        self.touches.iter().filter_map(path)
+    /// The paths, in the order in which they were touched first, and what was done to those nodes.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (PathRef<'_>, Option<Mark>)> {
+        self.touches.iter().filter_map(|touch| {
+            let path = self.paths.get(touch.start..touch.end)?;
+            Some((PathRef::known(path), touch.mark))
+        })
     }
 
     fn find(&self, digest: u64, path: PathRef<'_>) -> Option<usize> {

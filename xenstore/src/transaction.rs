@@ -299,7 +299,9 @@ impl<S: Storage> Transactions<S> {
         setting.pending = self.pending(Some(parent), setting);
         let parent = self.open.get_mut(&parent).ok_or(Errno::EAGAIN)?;
         let before = parent.bytes;
+        parent.is_torn = true;
         let merged = parent.take_in(child, setting);
+        parent.is_torn = false;
         let grown = parent.bytes.saturating_sub(before);
         self.bytes = self.bytes.saturating_add(grown);
         merged
@@ -326,6 +328,8 @@ pub(crate) struct Transaction<S: Storage> {
     pub(crate) opening: Opening,
     /// The one that it is inside of.
     pub(crate) parent: Option<TxId>,
+    /// It is taking in another one just now; a crash in between leaves neither whole.
+    pub(crate) is_torn: bool,
     /// What the first request names that was answered otherwise when it ran again.
     conflict: Option<Path>,
 }
@@ -419,6 +423,7 @@ impl<S: Storage> Transaction<S> {
             deaths: domains.deaths(),
             opening,
             parent: None,
+            is_torn: false,
             conflict: None,
         }
     }

@@ -114,10 +114,11 @@ impl<S: Storage> Server<S> {
         let requests = connection.requests;
         let held = connection.held;
         let (queued, ready, deadline) = (connection.queued, connection.ready, connection.deadline);
-        let served = connection.served;
+        let (served, crashes) = (connection.served, connection.crashes);
         *connection = Connection {
             requests,
             served,
+            crashes,
             queued,
             ready,
             deadline,

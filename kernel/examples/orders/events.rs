@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use loom::thread;
 
-use crate::fifo::{ControlBlock, EventPage, PORTS_PER_PAGE, Queues};
+use crate::fifo::{ControlBlock, EventPage, Heads, PORTS_PER_PAGE, Queues};
 use crate::shared_info::SharedInfo;
 use crate::sync::{AtomicU32, Ordering};
 use crate::two_level;
@@ -164,7 +164,7 @@ fn fifo_events(events: &'static [u32]) {
         upcall_pending: Arc::clone(&upcall_pending),
         tail: 0,
     };
-    let mut queues = Queues::new(control);
+    let mut queues = Queues::new(control, Box::leak(Box::new(Heads::new())));
     assert!(queues.add_page(page));
     let sender = thread::spawn({
         let written = Arc::clone(&written);

@@ -99,6 +99,11 @@ pub(super) fn protections() -> Protections {
     }
 }
 
+/// Whether the local APIC has registers with numbers.
+pub(super) fn has_x2apic() -> bool {
+    __cpuid(1).ecx & (1 << 21) != 0
+}
+
 /// The twelve letters in three registers.
 fn signature(registers: [u32; 3]) -> [u8; 12] {
     let mut letters = [0; 12];

@@ -8,11 +8,10 @@ use super::abi::{
     BindInterdomain, BindVirq, ClosePort, ExpandArray, HIGHEST_PRIORITY, InitControl, SendEvent,
     SetPriority, UnmaskPort,
 };
-use super::fifo::{self, ControlBlock, EventPage, Queues};
-use super::frames::HeapFrames;
+use super::fifo::{self, Queues};
 use super::ranges::PAGE_SIZE;
 use super::shared_info::SharedInfo;
-use super::{hypercall, two_level};
+use super::{hypercall, reserve, two_level};
 use crate::xen::{EventAbi, LocalPort, PendingPorts, XenError};
 
 /// `ENOSPC`.
@@ -36,6 +35,15 @@ impl Channels {
         Self { shared, queues }
     }
 
+    /// Goes on with the ABI that was chosen at the first start, and with all that is bound. There may be events, and ports may be masked.
+    pub(super) fn go_on(shared: &'static SharedInfo) -> Self {
+        let is_fifo =
+            reserve::get().is_some_and(|reserve| reserve.header().has_control_block.get() != 0);
+        let queues = if is_fifo { start_fifo() } else { None };
+        shared.vcpu().upcall_pending.store(1, Ordering::SeqCst);
+        Self { shared, queues }
+    }
+
     /// The ABI in use.
     pub(super) const fn abi(&self) -> EventAbi {
         match self.queues {
@@ -52,7 +60,6 @@ impl Channels {
         &mut self,
         domid: DomId,
         remote: EvtchnPort,
-        frames: &HeapFrames,
     ) -> Result<LocalPort, XenError> {
         let mut bind = BindInterdomain {
             remote_domid: domid.get(),
@@ -62,18 +69,14 @@ impl Channels {
         };
         // SAFETY: touches no memory.
         unsafe { hypercall::perform(&mut bind) }?;
-        self.unmask_new(LocalPort(bind.local_port), frames)
+        self.unmask_new(LocalPort(bind.local_port))
     }
 
     /// Binds a virtual interrupt of vCPU 0.
     ///
     /// # Errors
     /// What Xen answered, or that there is no memory; nothing stays bound.
-    pub(super) fn bind_virq(
-        &mut self,
-        virq: u32,
-        frames: &HeapFrames,
-    ) -> Result<LocalPort, XenError> {
+    pub(super) fn bind_virq(&mut self, virq: u32) -> Result<LocalPort, XenError> {
         let mut bind = BindVirq {
             virq,
             vcpu: 0,
@@ -81,12 +84,11 @@ impl Channels {
         };
         // SAFETY: touches no memory.
         unsafe { hypercall::perform(&mut bind) }?;
-        self.unmask_new(LocalPort(bind.port), frames)
+        self.unmask_new(LocalPort(bind.port))
     }
 
-    fn unmask_new(&mut self, port: LocalPort, frames: &HeapFrames) -> Result<LocalPort, XenError> {
-        self.unmask(port, frames)
-            .inspect_err(|_| close_port(port))?;
+    fn unmask_new(&mut self, port: LocalPort) -> Result<LocalPort, XenError> {
+        self.unmask(port).inspect_err(|_| close_port(port))?;
         Ok(port)
     }
 
@@ -94,9 +96,9 @@ impl Channels {
     ///
     /// # Errors
     /// What Xen answered, or that there is no memory for its word.
-    pub(super) fn unmask(&mut self, port: LocalPort, frames: &HeapFrames) -> Result<(), XenError> {
+    pub(super) fn unmask(&mut self, port: LocalPort) -> Result<(), XenError> {
         if let Some(queues) = &mut self.queues {
-            make_word(queues, port, frames)?;
+            make_word(queues, port)?;
         }
         let mut unmask = UnmaskPort { port: port.0 };
         // SAFETY: touches no memory.
@@ -113,6 +115,15 @@ impl Channels {
             // SAFETY: touches no memory. Refused, the port has the priority of all others.
             let _ = unsafe { hypercall::perform(&mut priority) };
         }
+    }
+
+    /// Keeps every port from raising the upcall, until it is unmasked: events stay pending.
+    pub(super) fn mask_all(&self) {
+        match &self.queues {
+            Some(queues) => queues.mask_all(),
+            None => two_level::mask_all(self.shared),
+        }
+        self.shared.vcpu().upcall_pending.store(0, Ordering::SeqCst);
     }
 
     /// Closes a port, masked for its next life. A port that is closed already is no matter.
@@ -153,40 +164,52 @@ fn close_port(port: LocalPort) {
     let _ = unsafe { hypercall::perform(&mut close) };
 }
 
-/// Switches this domain to the FIFO ABI; none if Xen does not offer it.
+/// Switches this domain to the FIFO ABI, or goes on with it: Xen takes a control block once in a domain's life. None if Xen does not offer it.
 fn start_fifo() -> Option<Queues> {
-    static CONTROL: ControlBlock = ControlBlock::new();
-    let address = (&raw const CONTROL).expose_provenance() as u64;
-    let mut init = InitControl {
-        control_gfn: address / PAGE_SIZE,
-        offset: u32::try_from(address % PAGE_SIZE).ok()?,
-        vcpu: 0,
-        link_bits: 0,
-        padding: [0; 7],
-    };
-    // SAFETY: Xen writes the control block from now on, which is atomic throughout; a static lies at its physical address.
-    unsafe { hypercall::perform(&mut init) }.ok()?;
-    Some(Queues::new(&CONTROL))
+    let reserve = reserve::get()?;
+    let header = reserve.header();
+    let fifo = reserve.fifo()?;
+    let address = (&raw const fifo.control).expose_provenance() as u64;
+    if header.has_control_block.get() == 0 {
+        let mut init = InitControl {
+            control_gfn: address / PAGE_SIZE,
+            offset: u32::try_from(address % PAGE_SIZE).ok()?,
+            vcpu: 0,
+            link_bits: 0,
+            padding: [0; 7],
+        };
+        // SAFETY: Xen writes the control block from now on, which is atomic throughout; the reserve lies at its physical address.
+        unsafe { hypercall::perform(&mut init) }.ok()?;
+        header.has_control_block.set(1);
+    }
+    let mut queues = Queues::new(&fifo.control, &fifo.heads);
+    for index in 0..header.event_pages_used.get() {
+        let (page, _) = reserve.event_page(index)?;
+        queues.add_page(page);
+    }
+    Some(queues)
 }
 
 /// Gives Xen pages until `port` has a word.
 ///
 /// # Errors
-/// There is no memory, or what Xen answered.
-fn make_word(queues: &mut Queues, port: LocalPort, frames: &HeapFrames) -> Result<(), XenError> {
+/// There is no page left, or what Xen answered.
+fn make_word(queues: &mut Queues, port: LocalPort) -> Result<(), XenError> {
     for _ in 0..fifo::PAGES {
         if queues.has(port) {
             return Ok(());
         }
-        let taken = frames.take_page().ok_or(NO_SPACE)?;
-        // SAFETY: the page is zeroed, aligned and ours for ever; atomic words are what it is used as from now on.
-        let page: &'static EventPage = unsafe { taken.page.cast().as_ref() };
+        let reserve = reserve::get().ok_or(NO_SPACE)?;
+        let header = reserve.header();
+        let used = header.event_pages_used.get();
+        let (page, physical) = reserve.event_page(used).ok_or(NO_SPACE)?;
         fifo::mask_all(page);
         let mut expand = ExpandArray {
-            array_gfn: taken.physical / PAGE_SIZE,
+            array_gfn: physical / PAGE_SIZE,
         };
-        // SAFETY: Xen writes the page from now on, which is atomic throughout. Refused, the page is lost, which happens once.
+        // SAFETY: Xen writes the page from now on, which is atomic throughout.
         unsafe { hypercall::perform(&mut expand) }?;
+        header.event_pages_used.set(used.saturating_add(1));
         if !queues.add_page(page) {
             break;
         }

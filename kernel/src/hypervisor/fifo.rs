@@ -38,6 +38,7 @@ const _: () = assert!(offset_of!(ControlBlock, heads) == 8);
 
 impl ControlBlock {
     /// As Xen wants it at first. Its alignment keeps it inside one page.
+    #[cfg(any(test, loom))]
     pub(super) const fn new() -> Self {
         Self {
             ready: AtomicU32::new(0),
@@ -45,6 +46,33 @@ impl ControlBlock {
             heads: [const { AtomicU32::new(0) }; PRIORITIES],
         }
     }
+}
+
+/// How far our side has come with each queue. It lies beside the control block, so that the next start of the domain finds it.
+#[repr(C)]
+pub(super) struct Heads {
+    /// Where each queue goes on; 0 for where Xen says.
+    heads: [AtomicU32; PRIORITIES],
+    /// Bit n: queue n may have a port.
+    ready: AtomicU32,
+}
+
+impl Heads {
+    /// Of queues that nothing was taken from.
+    #[cfg(any(test, loom))]
+    pub(super) const fn new() -> Self {
+        Self {
+            heads: [const { AtomicU32::new(0) }; PRIORITIES],
+            ready: AtomicU32::new(0),
+        }
+    }
+}
+
+/// The page of the reserve for both.
+#[repr(C, align(4096))]
+pub(super) struct FifoPage {
+    pub(super) control: ControlBlock,
+    pub(super) heads: Heads,
 }
 
 /// The words of 1024 ports: one page of the event array.
@@ -60,21 +88,17 @@ pub(super) fn mask_all(page: &EventPage) {
 /// Our end of the queues.
 pub(super) struct Queues {
     control: &'static ControlBlock,
+    heads: &'static Heads,
     pages: heapless::Vec<&'static EventPage, PAGES>,
-    /// Where each queue goes on; 0 for where Xen says.
-    heads: [u32; PRIORITIES],
-    /// Bit n: queue n may have a port.
-    ready: u32,
 }
 
 impl Queues {
-    /// Empty queues, without a port.
-    pub(super) const fn new(control: &'static ControlBlock) -> Self {
+    /// Queues without a port.
+    pub(super) const fn new(control: &'static ControlBlock, heads: &'static Heads) -> Self {
         Self {
             control,
+            heads,
             pages: heapless::Vec::new(),
-            heads: [0; PRIORITIES],
-            ready: 0,
         }
     }
 
@@ -95,37 +119,47 @@ impl Queues {
         }
     }
 
+    /// Keeps all ports from raising the upcall.
+    pub(super) fn mask_all(&self) {
+        let words = self.pages.iter().flat_map(|page| page.iter());
+        for word in words {
+            word.fetch_or(MASKED, Ordering::SeqCst);
+        }
+    }
+
     /// Whether a queue was left before its end.
-    pub(super) const fn has_more(&self) -> bool {
-        self.ready != 0
+    pub(super) fn has_more(&self) -> bool {
+        self.heads.ready.load(Ordering::Relaxed) != 0
     }
 
     /// Takes pending ports that are not masked, those of the highest priority first, clearing each before anyone looks at a ring.
-    pub(super) fn collect(&mut self, ports: &mut PendingPorts) {
-        self.ready |= self.control.ready.swap(0, Ordering::SeqCst);
+    pub(super) fn collect(&self, ports: &mut PendingPorts) {
+        let news = self.control.ready.swap(0, Ordering::SeqCst);
+        self.heads.ready.fetch_or(news, Ordering::Relaxed);
         for _ in 0..STEP {
-            let queue = usize::try_from(self.ready.trailing_zeros()).unwrap_or(PRIORITIES);
+            let ready = self.heads.ready.load(Ordering::Relaxed);
+            let queue = usize::try_from(ready.trailing_zeros()).unwrap_or(PRIORITIES);
             if let Some(port) = self.take_from(queue) {
                 ports.add(port);
             }
-            if self.ready == 0 {
+            if !self.has_more() {
                 return;
             }
         }
     }
 
     /// Takes the next port of a queue; none if it was masked, or was taken before.
-    fn take_from(&mut self, queue: usize) -> Option<LocalPort> {
+    fn take_from(&self, queue: usize) -> Option<LocalPort> {
         let bit = 1_u32.checked_shl(u32::try_from(queue).ok()?).unwrap_or(0);
-        let (Some(saved), Some(named)) = (
-            self.heads.get(queue).copied(),
-            self.control.heads.get(queue),
-        ) else {
+        let ready = &self.heads.ready;
+        let (Some(saved), Some(named)) =
+            (self.heads.heads.get(queue), self.control.heads.get(queue))
+        else {
             // Xen has no such queue.
-            self.ready &= !bit;
+            ready.fetch_and(!bit, Ordering::Relaxed);
             return None;
         };
-        let port = match saved {
+        let port = match saved.load(Ordering::Relaxed) {
             0 => named.load(Ordering::SeqCst),
             port => port,
         };
@@ -134,11 +168,9 @@ impl Queues {
             .word(port)
             .map_or(0, |word| word.fetch_and(!(LINKED | LINK), Ordering::SeqCst));
         let next = word & LINK;
-        if let Some(head) = self.heads.get_mut(queue) {
-            *head = next;
-        }
+        saved.store(next, Ordering::Relaxed);
         if next == 0 {
-            self.ready &= !bit;
+            ready.fetch_and(!bit, Ordering::Relaxed);
         }
         if word & (PENDING | MASKED) != PENDING {
             return None;
@@ -169,7 +201,7 @@ mod tests {
 
     fn machine(pages: usize) -> (Xen, Queues) {
         let control: &'static ControlBlock = Box::leak(Box::new(ControlBlock::new()));
-        let mut queues = Queues::new(control);
+        let mut queues = Queues::new(control, Box::leak(Box::new(Heads::new())));
         let pages: Vec<&'static EventPage> = (0..pages)
             .map(|_| {
                 let page: &'static EventPage =

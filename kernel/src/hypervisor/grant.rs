@@ -6,7 +6,7 @@ use super::hypercall;
 use super::page::SharedPage;
 use super::ranges::PAGE_SIZE;
 use super::window::{Slot, Window};
-use crate::xen::{Page, XenError};
+use crate::xen::{Page, PageFacts, XenError};
 use xenstore::{DomId, GrantRef};
 
 /// `ENOSPC`: no slot is free.
@@ -80,6 +80,34 @@ fn map_at(
         page,
         slot,
         handle: map.handle,
+    })
+}
+
+/// What the next start of the domain needs to go on with a page: its slot and its handle.
+pub(super) fn describe(page: &MappedPage) -> PageFacts {
+    let [h0, h1, h2, h3] = page.handle.to_le_bytes();
+    let [s0, s1] = page.slot.number().to_le_bytes();
+    [h0, h1, h2, h3, s0, s1, 0, 0]
+}
+
+/// Goes on with a page that another start of the domain mapped.
+///
+/// # Errors
+/// There is no such slot, or it is taken.
+pub(super) fn adopt(
+    window: &mut Window,
+    frames: &HeapFrames,
+    facts: PageFacts,
+) -> Result<MappedPage, XenError> {
+    let [h0, h1, h2, h3, s0, s1, ..] = facts;
+    let number = u16::from_le_bytes([s0, s1]);
+    let slot = window.adopt(number, frames).ok_or(NO_SPACE)?;
+    let gfn = window.gfn_of(slot);
+    let page = window.show(slot, gfn).ok_or(NO_SPACE)?;
+    Ok(MappedPage {
+        page,
+        slot,
+        handle: u32::from_le_bytes([h0, h1, h2, h3]),
     })
 }
 

@@ -7,9 +7,9 @@ use xenstore::{Instant, Spell};
 
 use super::abi::{DOMID_SELF, PopulatePhysmap};
 use super::heap;
-use super::hypercall;
 use super::memory_map::STEP;
 use super::ranges::{PAGE_SIZE, PageRanges};
+use super::{hypercall, reserve};
 use crate::xen::MemoryLeft;
 
 /// Free memory below this part of all makes the heap grow, in per cent: before the store refuses guests anything.
@@ -34,11 +34,11 @@ pub(super) struct Growth {
 }
 
 impl Growth {
-    /// The pages of `later` are mapped behind the heap, and nothing has touched them.
-    pub(super) fn new(later: PageRanges) -> Self {
+    /// The pages of `later` are mapped behind the heap, and nothing has touched them but the first `given`, which the heap has.
+    pub(super) fn new(later: PageRanges, given: u64) -> Self {
         Self {
             later,
-            given: 0,
+            given,
             retry: Instant(0),
             refusals: Spell::default(),
         }
@@ -68,6 +68,9 @@ impl Growth {
             return;
         }
         self.given = self.given.saturating_add(taken);
+        if let Some(reserve) = reserve::get() {
+            reserve.header().given.set(self.given);
+        }
         // SAFETY: these pages are mapped behind the heap's last one, and Xen has just given them.
         unsafe { heap::extend(taken.saturating_mul(PAGE_SIZE)) };
         if self.given.is_multiple_of(STEP_PAGES) {
@@ -80,7 +83,7 @@ impl Growth {
     }
 
     fn is_due(&self, memory: MemoryLeft, now: Instant) -> bool {
-        let MemoryLeft { free, total } = memory;
+        let MemoryLeft { free, total, .. } = memory;
         self.left() > 0
             && now >= self.retry
             && free.saturating_mul(100) < total.saturating_mul(GROW_BELOW)
@@ -128,13 +131,14 @@ mod tests {
             start: 8 << 20,
             end: (8 << 20) + steps * STEP,
         });
-        Growth::new(later)
+        Growth::new(later, 0)
     }
 
     fn free(percent: u64) -> MemoryLeft {
         MemoryLeft {
             free: percent,
             total: 100,
+            stream_room: u64::MAX,
         }
     }
 

@@ -85,7 +85,7 @@ impl Machine {
         let port = LocalPort(u32::try_from(console::parameter(PARAMETER_STORE_PORT)?).ok()?);
         let slot = self.window.take()?;
         let page = self.window.show(slot, gfn)?;
-        self.channels.unmask(port, &self.frames).ok()?;
+        self.channels.unmask(port).ok()?;
         Some((OwnPage { page, gfn }, port))
     }
 
@@ -160,11 +160,11 @@ impl Machine {
         self.timer = Timer::default();
         self.timer_port = self
             .channels
-            .bind_virq(VIRQ_TIMER, &self.frames)
+            .bind_virq(VIRQ_TIMER)
             .map_err(StartError::Timer)?;
         self.console_port = console::reattach();
         if let Some(port) = self.console_port {
-            let _ = self.channels.unmask(port, &self.frames);
+            let _ = self.channels.unmask(port);
         }
         Ok(true)
     }

@@ -4,7 +4,9 @@
 //! chunk goes back to the list, so that memory that one size needed yesterday serves another today.
 
 use core::alloc::{GlobalAlloc, Layout};
+use core::ops::Range;
 use core::ptr::{NonNull, null_mut};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use linked_list_allocator::Heap as FirstFit;
 use spin::Mutex;
@@ -55,15 +57,58 @@ pub(super) unsafe fn extend(bytes: u64) {
     unsafe { HEAP.lock().list.extend(bytes) };
 }
 
+/// Crashes while the heap is in use.
+#[cfg(feature = "inject")]
+#[expect(clippy::panic, reason = "this is what it is for")]
+pub(super) fn panic_inside() {
+    let _held = HEAP.lock();
+    panic!("asked for, in the allocator");
+}
+
+/// After a crash: the heap is as the crash left it, and what is asked for comes from elsewhere.
+static ABANDONED: AtomicBool = AtomicBool::new(false);
+static REST: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+
+/// Leaves the heap as it is, for ever: from now on memory comes from `rest` and is not given back.
+///
+/// # Safety
+/// `rest` must be mapped, writable and nobody else's.
+pub(super) unsafe fn abandon(rest: Range<u64>) {
+    let [start, end] = &REST;
+    start.store(rest.start, Ordering::Relaxed);
+    end.store(rest.end, Ordering::Relaxed);
+    ABANDONED.store(true, Ordering::Relaxed);
+}
+
+fn take_from_rest(layout: Layout) -> *mut u8 {
+    let [start, end] = &REST;
+    let bytes = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+    let at = start.load(Ordering::Relaxed);
+    let Some(at) = at.checked_next_multiple_of(bytes(layout.align())) else {
+        return null_mut();
+    };
+    let behind = at.saturating_add(bytes(layout.size()));
+    if behind > end.load(Ordering::Relaxed) {
+        return null_mut();
+    }
+    start.store(behind, Ordering::Relaxed);
+    core::ptr::with_exposed_provenance_mut(usize::try_from(at).unwrap_or(0))
+}
+
 // SAFETY: memory comes from `SizeClasses`, which hands out each byte once, aligned and as long as asked for, until it is given back.
 unsafe impl GlobalAlloc for KernelHeap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if ABANDONED.load(Ordering::Relaxed) {
+            return take_from_rest(layout);
+        }
         let object = HEAP.lock().take(layout);
         object.map_or(null_mut(), NonNull::as_ptr)
     }
 
     unsafe fn dealloc(&self, object: *mut u8, layout: Layout) {
-        if let Some(object) = NonNull::new(object) {
+        if let Some(object) = NonNull::new(object)
+            && !ABANDONED.load(Ordering::Relaxed)
+        {
             // SAFETY: the caller vouches that it is ours, of this layout, and no longer in use.
             unsafe { HEAP.lock().give_back(object, layout) };
         }

@@ -1,7 +1,5 @@
 //! The machine as a whole: what is set up in which order, and the traits by which the rest of the kernel uses it.
 
-use core::sync::atomic::{AtomicBool, Ordering};
-
 use ::log::{info, warn};
 use x86_64::structures::paging::PageTable;
 use xenstore::{DomId, EvtchnPort, GrantRef, Instant};
@@ -13,88 +11,50 @@ use super::event::Channels;
 use super::frames::HeapFrames;
 use super::grant::MappedPage;
 use super::growth::Growth;
+use super::handover::{Field, Header};
 use super::memory::Memory;
-use super::page::SharedPage;
-use super::report::Hex;
+use super::reserve::Layout;
 use super::shared_info::SharedInfo;
 use super::start_error::StartError;
 use super::window::{Window, WindowTables};
 use super::{
-    clock, console, cpuid, early, event, grant, heap, hypercall, log, paging, report, shared_info,
-    trap, upcall,
+    clock, console, event, grant, heap, hypercall, paging, reserve, shared_info, trap, upcall,
 };
-use crate::boot_info::{BootInfo, ImageLayout};
+use crate::boot_info::ImageLayout;
 use crate::domain_interface::DomainInterface;
 use crate::xen::{
-    Clock, DomainInfo, Domains, EventAbi, Events, Grants, LocalPort, MemoryLeft, PendingPorts,
-    XenError,
+    Clock, DomainInfo, Domains, EventAbi, Events, Grants, LocalPort, MemoryLeft, PageFacts,
+    PendingPorts, XenError,
 };
-
-/// Makes failures visible: exceptions are reported, and text reaches every console that works. The first thing to call, once.
-///
-/// Without Xen it says so and stops.
-pub fn prepare(image: &ImageLayout) {
-    report::start(image.build_id);
-    trap::start();
-    log::start();
-    if cpuid::find_xen().is_none() {
-        report::crash(StartError::NoXen);
-    }
-    hypercall::enable(cpuid::vendor());
-    early::start();
-    if let Some(location) = console::locate()
-        && location.address() < paging::BOOT_MAP_END
-    {
-        // SAFETY: boot's tables map all below 4 GiB at its own address, and Xen's builder keeps this page out of RAM. The machine
-        // attaches another address when it leaves those tables.
-        let page = unsafe { SharedPage::at(location.address()) };
-        page.inspect(|page| console::attach(*page, location.port));
-    }
-}
 
 /// What is there before anything is decided: memory, consoles, and what Xen says of itself.
 pub struct Ground {
-    window: Window,
-    frames: HeapFrames,
-    growth: Growth,
-    shared: &'static SharedInfo,
-    console_port: Option<LocalPort>,
-    own_domid: DomId,
+    pub(super) window: Window,
+    pub(super) frames: HeapFrames,
+    pub(super) growth: Growth,
+    pub(super) shared: &'static SharedInfo,
+    pub(super) console_port: Option<LocalPort>,
+    pub(super) own_domid: DomId,
 }
 
 impl Ground {
-    /// Sets it up, in the order of need: memory, page tables, heap, consoles, the page that Xen shares.
-    ///
-    /// # Errors
-    /// What is missing, as a sentence. The domain cannot go on then.
-    pub fn prepare(boot: &BootInfo) -> Result<Self, StartError> {
-        static STARTED: AtomicBool = AtomicBool::new(false);
-        if STARTED.swap(true, Ordering::Relaxed) {
-            return Err(StartError::Twice);
-        }
-        let xen = cpuid::find_xen().ok_or(StartError::NoXen)?;
-        let own_domid = xen.own_domid.ok_or(StartError::NoOwnDomid)?;
-        let memory = Memory::survey(boot)?;
-        let (mut window, frames) = take_memory(&boot.image, &memory)?;
-        let console_port = show_console(&mut window);
-        let shared = show_shared_info(&mut window)?;
-        let (major, minor) = xen.version;
-        info!(
-            "Xen {major}.{minor}, domain {own_domid}, build id {}",
-            Hex(report::build_id())
-        );
-        info!(
-            "memory {memory}, heap {} KiB",
-            heap::heap_usage().total / 1024
-        );
-        Ok(Self {
-            window,
-            frames,
-            growth: Growth::new(memory.later),
-            shared,
-            console_port,
-            own_domid,
-        })
+    /// Our own id.
+    #[must_use]
+    pub fn own_domain(&self) -> DomId {
+        self.own_domid
+    }
+
+    /// The domain that controls the host: domain 0, unless Xen names another.
+    #[must_use]
+    pub fn privileged_domain(&self) -> DomId {
+        let domains = DomainInterface::probe(&mut Hypervisor);
+        domains.privileged_domain(&mut Hypervisor)
+    }
+
+    /// System time.
+    #[must_use]
+    pub fn now(&self) -> Instant {
+        clock::system_time()
     }
 }
 
@@ -119,25 +79,52 @@ impl Machine {
     /// # Errors
     /// What is missing, as a sentence. The domain cannot go on then.
     pub fn start(ground: Ground, event_abi: EventAbi) -> Result<Self, StartError> {
+        let channels = Channels::start(ground.shared, event_abi);
+        Self::with_channels(ground, channels, None)
+    }
+
+    /// As [`Machine::start`], with all that another start of the domain bound.
+    ///
+    /// # Errors
+    /// As for [`Machine::start`].
+    pub fn again(ground: Ground) -> Result<Self, StartError> {
+        let channels = Channels::go_on(ground.shared);
+        let header = reserve::get().ok_or(StartError::Handover)?.header();
+        // It is bound anew, so that Xen tells of all domains.
+        if let Some(port) = port_of(&header.exception_port) {
+            channels.close(port);
+        }
+        Self::with_channels(ground, channels, port_of(&header.timer_port))
+    }
+
+    fn with_channels(
+        ground: Ground,
+        mut channels: Channels,
+        timer_port: Option<LocalPort>,
+    ) -> Result<Self, StartError> {
         let Ground {
             window,
             frames,
             growth,
-            shared,
             console_port,
             own_domid,
+            ..
         } = ground;
-        let mut channels = Channels::start(shared, event_abi);
         info!("event channels by {}", channels.abi());
         upcall::start().map_err(StartError::Upcall)?;
-        if console_port.is_none_or(|port| channels.unmask(port, &frames).is_err()) {
+        if console_port.is_none_or(|port| channels.unmask(port).is_err()) {
             warn!("there is no PV console");
         }
         // Xen gives PVH domains no periodic timer; where it does, it is not wanted.
         let _ = hypercall::stop_periodic_timer();
-        let timer_port = channels
-            .bind_virq(VIRQ_TIMER, &frames)
-            .map_err(StartError::Timer)?;
+        let timer_port = match timer_port {
+            Some(port) => {
+                channels.unmask(port).map_err(StartError::Timer)?;
+                port
+            }
+            None => channels.bind_virq(VIRQ_TIMER).map_err(StartError::Timer)?,
+        };
+        note_port(timer_port, |header| &header.timer_port);
         let domains = DomainInterface::probe(&mut Hypervisor);
         info!("state of domains by {domains}");
         Ok(Self {
@@ -174,8 +161,25 @@ impl Machine {
     }
 }
 
+/// A port that another start left; none if it left none.
+fn port_of(field: &Field) -> Option<LocalPort> {
+    let port = u32::try_from(field.get()).ok()?;
+    (port != 0).then_some(LocalPort(port))
+}
+
+/// Leaves a port to the next start.
+fn note_port(port: LocalPort, field: impl FnOnce(&'static Header) -> &'static Field) {
+    if let Some(reserve) = reserve::get() {
+        field(reserve.header()).set(port.0.into());
+    }
+}
+
 /// Leaves boot's page tables for ours and gives the heap its memory.
-fn take_memory(image: &ImageLayout, memory: &Memory) -> Result<(Window, HeapFrames), StartError> {
+pub(super) fn take_memory(
+    image: &ImageLayout,
+    memory: &Memory,
+    reserve: Option<Layout>,
+) -> Result<(Window, HeapFrames), StartError> {
     static mut ROOT: PageTable = PageTable::new();
     static mut WINDOW_TABLES: WindowTables = WindowTables::new();
     let (root, tables) = (&raw mut ROOT, &raw mut WINDOW_TABLES);
@@ -194,8 +198,8 @@ fn take_memory(image: &ImageLayout, memory: &Memory) -> Result<(Window, HeapFram
             tables,
             image,
             &guards,
-            &memory.free,
-            &memory.later,
+            reserve,
+            memory,
             paging::BOOT_MAP_END,
         )
     }?;
@@ -204,7 +208,7 @@ fn take_memory(image: &ImageLayout, memory: &Memory) -> Result<(Window, HeapFram
     unsafe { paging::switch_to(root) };
     // SAFETY: the new tables map this range, for the heap alone.
     unsafe { heap::start(heap) };
-    let tables_taken = paging::tables_for(&memory.free, &memory.later);
+    let tables_taken = paging::tables_for(memory, reserve);
     let mut pages = memory.free.clone();
     memory.later.iter().for_each(|range| pages.add(range));
     let frames = HeapFrames::new(pages, tables_taken);
@@ -212,7 +216,7 @@ fn take_memory(image: &ImageLayout, memory: &Memory) -> Result<(Window, HeapFram
 }
 
 /// Goes on with the console at its place in the window; its port, if there is a console.
-fn show_console(window: &mut Window) -> Option<LocalPort> {
+pub(super) fn show_console(window: &mut Window) -> Option<LocalPort> {
     let location = console::locate()?;
     let slot = window.take()?;
     let page = window.show(slot, location.gfn)?;
@@ -220,7 +224,7 @@ fn show_console(window: &mut Window) -> Option<LocalPort> {
     Some(location.port)
 }
 
-fn show_shared_info(window: &mut Window) -> Result<&'static SharedInfo, StartError> {
+pub(super) fn show_shared_info(window: &mut Window) -> Result<&'static SharedInfo, StartError> {
     let slot = window.take().ok_or(StartError::Window)?;
     let gfn = window.gfn_of(slot);
     // SAFETY: no memory of ours is behind the window.
@@ -239,6 +243,14 @@ impl Grants for Machine {
         grant::map(&mut self.window, &self.frames, domid, grant)
     }
 
+    fn describe(&self, page: &MappedPage) -> PageFacts {
+        grant::describe(page)
+    }
+
+    fn adopt(&mut self, facts: PageFacts) -> Result<MappedPage, XenError> {
+        grant::adopt(&mut self.window, &self.frames, facts)
+    }
+
     fn unmap(&mut self, page: MappedPage) -> Result<(), XenError> {
         grant::unmap(&mut self.window, page)
     }
@@ -246,11 +258,13 @@ impl Grants for Machine {
 
 impl Events for Machine {
     fn bind(&mut self, domid: DomId, remote: EvtchnPort) -> Result<LocalPort, XenError> {
-        self.channels.bind_interdomain(domid, remote, &self.frames)
+        self.channels.bind_interdomain(domid, remote)
     }
 
     fn bind_domain_exception(&mut self) -> Result<LocalPort, XenError> {
-        self.channels.bind_virq(VIRQ_DOM_EXC, &self.frames)
+        let port = self.channels.bind_virq(VIRQ_DOM_EXC)?;
+        note_port(port, |header| &header.exception_port);
+        Ok(port)
     }
 
     fn prefer(&mut self, port: LocalPort) {
@@ -259,6 +273,14 @@ impl Events for Machine {
 
     fn close(&mut self, port: LocalPort) {
         self.channels.close(port);
+    }
+
+    fn pause(&mut self) {
+        self.channels.mask_all();
+    }
+
+    fn adopt(&mut self, port: LocalPort) -> Result<(), XenError> {
+        self.channels.unmask(port)
     }
 
     fn notify(&mut self, port: LocalPort) {
@@ -291,6 +313,7 @@ pub(super) fn memory_left() -> MemoryLeft {
     MemoryLeft {
         free: bytes(heap.total.saturating_sub(heap.reserved)),
         total: bytes(heap.total),
+        stream_room: reserve::get().map_or(u64::MAX, reserve::Reserve::stream_room),
     }
 }
 

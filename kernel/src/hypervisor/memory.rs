@@ -5,9 +5,10 @@ use core::fmt;
 use super::abi::{
     CURRENT_RESERVATION, DOMID_SELF, MAXIMUM_RESERVATION, MemoryMap, MemoryMapEntry, Reservation,
 };
+use super::handover::Header;
 use super::hypercall;
 use super::memory_map::{free_memory, later_memory, populated_ram, window_start};
-use super::ranges::{MapEntry, PageRanges};
+use super::ranges::{AddressRange, MapEntry, PageRanges};
 use super::start_error::StartError;
 use crate::boot_info::{BootInfo, MEMORY_MAP_MAX};
 use crate::xen::XenError;
@@ -17,11 +18,12 @@ pub(super) const MINIMUM: u64 = 2 << 20;
 
 /// Our memory.
 pub(super) struct Memory {
-    ram: PageRanges,
+    pub(super) ram: PageRanges,
     /// What the heap may have.
     pub(super) free: PageRanges,
-    /// What Xen may give later; nothing is there yet.
+    /// What Xen may give later; nothing is there yet but in the first `given` pages.
     pub(super) later: PageRanges,
+    pub(super) given: u64,
     /// Physical address behind all memory, where foreign pages may appear.
     pub(super) window_start: u64,
 }
@@ -43,19 +45,51 @@ impl Memory {
         let image = boot.image.whole();
         let ram = populated_ram(&map, image, populated);
         let free = free_memory(&ram, image, &boot.modules);
-        if free.size() < MINIMUM {
-            return Err(StartError::TooLittleMemory {
-                free: free.size(),
-                needed: MINIMUM,
-            });
-        }
         let window_start = window_start(&map, &ram, maximum);
         Ok(Self {
             later: later_memory(&ram, free.size(), populated, maximum, window_start),
+            given: 0,
             window_start,
             ram,
             free,
         })
+    }
+
+    /// The memory that another start of the domain found, for an image that lies at `image`.
+    pub(super) fn again(header: &Header, image: AddressRange) -> Self {
+        let ram = header.ram.get();
+        Self {
+            free: free_memory(&ram, image, &[]),
+            later: header.later.get(),
+            given: header.given.get(),
+            window_start: header.window_start.get(),
+            ram,
+        }
+    }
+
+    /// Leaves it to the next start of the domain.
+    pub(super) fn note_in(&self, header: &Header) {
+        header.ram.set(&self.ram);
+        header.later.set(&self.later);
+        header.given.set(self.given);
+        header.window_start.set(self.window_start);
+    }
+
+    /// Takes the reserve out of what the heap may have.
+    ///
+    /// # Errors
+    /// What is left makes no sense.
+    pub(super) fn without(mut self, reserve: Option<AddressRange>) -> Result<Self, StartError> {
+        if let Some(reserve) = reserve {
+            self.free.remove(reserve);
+        }
+        match self.free.size() {
+            MINIMUM.. => Ok(self),
+            free => Err(StartError::TooLittleMemory {
+                free,
+                needed: MINIMUM,
+            }),
+        }
     }
 }
 

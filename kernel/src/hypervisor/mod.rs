@@ -21,8 +21,11 @@ mod grant;
 mod growth;
 #[cfg(feature = "guest")]
 mod guest;
+mod handover;
 mod heap;
 mod hypercall;
+#[cfg(feature = "inject")]
+pub mod inject;
 mod line;
 mod log;
 mod machine;
@@ -38,9 +41,13 @@ mod page;
 mod paging;
 pub mod ranges;
 mod report;
+mod rescue;
+mod reserve;
 mod shared_info;
+mod start;
 mod start_error;
 mod trap;
+mod trial;
 mod two_level;
 mod upcall;
 mod window;
@@ -48,9 +55,12 @@ mod window;
 pub use grant::MappedPage;
 #[cfg(feature = "guest")]
 pub use guest::{OwnPage, ShutdownReason};
+pub use handover::Stage;
 pub use heap::{HeapUsage, KernelHeap, heap_usage};
-pub use machine::{Ground, Machine, prepare};
+pub use machine::{Ground, Machine};
 #[cfg(feature = "fake")]
 pub use metered::{METERED_BYTES, MeteredHeap};
 pub use report::{crash, panic};
+pub use rescue::{Rescue, Rescued, guard};
+pub use start::{Handover, PAGE_ENTRY, Successor, page_table, prepare, take_over};
 pub use start_error::StartError;

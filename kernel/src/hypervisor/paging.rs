@@ -10,7 +10,9 @@ use x86_64::structures::paging::{
 use x86_64::{PhysAddr, VirtAddr};
 
 use super::cpuid;
-use super::ranges::{AddressRange, PAGE_SIZE, PageRanges};
+use super::memory::Memory;
+use super::ranges::{AddressRange, PAGE_SIZE};
+use super::reserve::Layout;
 use super::window::WindowTables;
 use crate::boot_info::ImageLayout;
 
@@ -33,8 +35,8 @@ const UPPER: PageTableFlags = PageTableFlags::PRESENT.union(PageTableFlags::WRIT
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NoMemoryForTables;
 
-/// Fills `root` with the image but for `guards`, with `window`, and with all pages of `free` as one heap, whose virtual range it returns.
-/// Right behind it are the pages of `later`, which must not be touched yet.
+/// Fills `root` with the image but for `guards`, with the reserve, with `window`, and with all pages of `free` and the `given` first ones of
+/// `later` as one heap, whose virtual range it returns. Right behind it are the other pages of `later`, which must not be touched yet.
 ///
 /// New tables come from the pages of `free` below `reach`.
 ///
@@ -48,11 +50,12 @@ pub(super) unsafe fn build(
     window: &mut WindowTables,
     image: &ImageLayout,
     guards: &[u64],
-    free: &PageRanges,
-    later: &PageRanges,
+    reserve: Option<Layout>,
+    memory: &Memory,
     reach: u64,
 ) -> Result<AddressRange, NoMemoryForTables> {
-    let table_pages = usize::try_from(tables_for(free, later)).unwrap_or(usize::MAX);
+    let Memory { free, later, .. } = memory;
+    let table_pages = usize::try_from(tables_for(memory, reserve)).unwrap_or(usize::MAX);
     let mut frames = TableFrames(
         free.pages()
             .take(table_pages)
@@ -67,16 +70,26 @@ pub(super) unsafe fn build(
         (image.sealed, READ),
         (image.data, WRITE),
     ] {
-        let kept = section.grown_to_pages().pages();
-        for page in kept.filter(|page| !guards.contains(page)) {
+        let pages = section.grown_to_pages().pages();
+        for page in pages.filter(|page| !guards.contains(page)) {
+            let is_kept = image.kept.contains_address(page);
+            let flags = if is_kept { READ } else { flags };
+            map(&mut tables, &mut frames, page, page, flags)?;
+        }
+    }
+    if let Some(reserve) = reserve {
+        for page in reserve.range.pages() {
+            let is_code = page == reserve.code_page();
+            let flags = if is_code { EXECUTE } else { WRITE };
             map(&mut tables, &mut frames, page, page, flags)?;
         }
     }
     let mut next = HEAP_START;
     let mut end = HEAP_START;
-    let given = free.pages().skip(table_pages).map(|page| (page, true));
-    let not_yet = later.pages().map(|page| (page, false));
-    for (page, is_given) in given.chain(not_yet).take(HEAP_PAGES_MAX) {
+    let now = free.pages().skip(table_pages).map(|page| (page, true));
+    let later = (0..).zip(later.pages());
+    let later = later.map(|(index, page)| (page, index < memory.given));
+    for (page, is_given) in now.chain(later).take(HEAP_PAGES_MAX) {
         map(&mut tables, &mut frames, next, page, WRITE)?;
         next = next.saturating_add(PAGE_SIZE);
         if is_given {
@@ -89,14 +102,18 @@ pub(super) unsafe fn build(
     })
 }
 
-/// Page tables that map all of `free`, `later` and the image, at most.
-pub(super) fn tables_for(free: &PageRanges, later: &PageRanges) -> u64 {
+/// Page tables that map all of `memory`, the reserve and the image, at most.
+pub(super) fn tables_for(memory: &Memory, reserve: Option<Layout>) -> u64 {
     const ENTRIES: u64 = 512;
-    let pages = free.size().saturating_add(later.size()) / PAGE_SIZE;
+    let reserved = reserve.map_or(0, |reserve| {
+        (reserve.range.size() / PAGE_SIZE / ENTRIES).saturating_add(2)
+    });
+    let heap = memory.free.size().saturating_add(memory.later.size());
+    let pages = heap / PAGE_SIZE;
     let leaves = pages.div_ceil(ENTRIES);
     let directories = leaves.div_ceil(ENTRIES);
     let top = 1;
-    [IMAGE_TABLES, top, directories, leaves]
+    [IMAGE_TABLES, reserved, top, directories, leaves]
         .iter()
         .fold(0, |sum, count| sum.saturating_add(*count))
 }
@@ -149,6 +166,21 @@ pub(super) unsafe fn switch_to(root: &'static PageTable) {
     unsafe { Cr4::write(flags) };
 }
 
+/// Runs `deed` with the tables at the physical address `root`, then goes on with those in use.
+///
+/// # Safety
+/// They must map the image, stack included, at its address, and `deed` must not need the heap or the window.
+pub(super) unsafe fn with_tables<T>(root: u64, deed: impl FnOnce() -> T) -> T {
+    let (ours, flags) = Cr3::read();
+    let other = PhysFrame::containing_address(PhysAddr::new_truncate(root));
+    // SAFETY: the caller vouches for the tables.
+    unsafe { Cr3::write(other, Cr3Flags::empty()) };
+    let done = deed();
+    // SAFETY: these are the ones that were in use.
+    unsafe { Cr3::write(ours, flags) };
+    done
+}
+
 /// The rights of the page at `address`, for tests.
 #[cfg(test)]
 pub(super) fn flags_at(tables: &OffsetPageTable<'_>, address: u64) -> Option<PageTableFlags> {
@@ -163,6 +195,7 @@ pub(super) fn flags_at(tables: &OffsetPageTable<'_>, address: u64) -> Option<Pag
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hypervisor::ranges::PageRanges;
     use crate::hypervisor::window::WINDOW_START;
 
     #[derive(Clone)]
@@ -181,8 +214,20 @@ mod tests {
             text: section(0x10_2000, 3),
             sealed: section(0x10_5000, 1),
             data: section(0x10_6000, 4),
+            kept: section(0x10_9000, 1),
+            restart_entry: 0x10_2000,
             stack_guard: 0x10_7000,
             build_id: &[],
+        }
+    }
+
+    fn memory_of(free: PageRanges, later: PageRanges) -> Memory {
+        Memory {
+            ram: PageRanges::default(),
+            free,
+            later,
+            given: 0,
+            window_start: 0,
         }
     }
 
@@ -213,8 +258,8 @@ mod tests {
                 &mut window,
                 &image(),
                 &guards,
-                &free,
-                &later(),
+                None,
+                &memory_of(free, later()),
                 u64::MAX,
             )
         };
@@ -232,6 +277,7 @@ mod tests {
             assert_eq!(flags_at(tables, 0x10_5000), Some(READ));
             assert_eq!(flags_at(tables, 0x10_6000), Some(WRITE));
             assert_eq!(flags_at(tables, 0x10_8000), Some(WRITE));
+            assert_eq!(flags_at(tables, 0x10_9000), Some(READ));
             for missing in [0, 0x10_7000, 0xf_f000, 0x10_a000, WINDOW_START] {
                 assert_eq!(flags_at(tables, missing), None);
             }
@@ -265,8 +311,8 @@ mod tests {
                 &mut window,
                 &image(),
                 &[],
-                &free,
-                &later(),
+                None,
+                &memory_of(free, later()),
                 u64::MAX,
             )
         };

@@ -48,6 +48,12 @@ impl AddressRange {
         self.start <= other.start && other.end <= self.end
     }
 
+    /// Whether the byte at `address` is in it.
+    #[must_use]
+    pub const fn contains_address(self, address: u64) -> bool {
+        self.start <= address && address < self.end
+    }
+
     /// Whether they share a byte.
     #[must_use]
     pub fn overlaps(self, other: Self) -> bool {

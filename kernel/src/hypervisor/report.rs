@@ -12,7 +12,7 @@ use x86_64::registers::control::Cr2;
 use super::abi::{SHUTDOWN_CRASH, Shutdown};
 use super::line::Line;
 use super::trap::{Frame, name_of};
-use super::{console, early, hypercall, trap};
+use super::{console, early, hypercall, rescue, reserve, start, trap, trial};
 
 static BUILD_ID: Once<&'static [u8]> = Once::new();
 
@@ -71,8 +71,18 @@ fn end_with(speak: impl FnOnce()) -> ! {
     match REPORTS.fetch_add(1, Ordering::Relaxed) {
         0 => {
             console::clear_backlog();
+            if let Some(reserve) = reserve::get() {
+                reserve.header().reason.clear();
+            }
             speak();
+            if trial::is_open()
+                && let Some(reserve) = reserve::get()
+            {
+                trial::refuse(reserve);
+            }
             say(format_args!("build id {}", Hex(build_id())));
+            let why = rescue::restart();
+            say(format_args!("ferrostore ends: {why}"));
         }
         1 => early::write(b"ferrostore failed again while it reported a failure\n"),
         _ => {}
@@ -80,7 +90,14 @@ fn end_with(speak: impl FnOnce()) -> ! {
     stop()
 }
 
+/// Ends the domain after a crash from which there is no restart.
+pub(super) fn end(why: &str) -> ! {
+    say(format_args!("ferrostore ends: {why}"));
+    stop()
+}
+
 fn say(text: fmt::Arguments<'_>) {
+    start::note_reason(text);
     let line = Line::of(text);
     early::write(line.as_bytes());
     console::try_write(line.as_bytes());

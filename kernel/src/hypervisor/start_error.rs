@@ -27,6 +27,8 @@ pub enum StartError {
     PageTables,
     /// More stack guards than there is room to note.
     Guards,
+    /// What another start of the domain left makes no sense.
+    Handover,
     /// No room in the window for Xen's pages.
     Window,
     /// Xen would not share its page.
@@ -66,6 +68,7 @@ impl fmt::Display for StartError {
             ),
             Self::PageTables => f.write_str("no memory below 4 GiB for page tables"),
             Self::Guards => f.write_str("too many stack guards"),
+            Self::Handover => f.write_str("what the instance before this one left makes no sense"),
             Self::Window => f.write_str("no room to map Xen's pages"),
             Self::SharedInfo(error) => write!(f, "Xen does not share its page (errno {})", error.0),
             Self::Upcall(error) => {

@@ -14,14 +14,16 @@ use x86_64::structures::DescriptorTablePointer;
 use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable, SegmentSelector};
 use x86_64::structures::tss::TaskStateSegment;
 
-use super::{report, upcall};
+use super::{report, reserve, trial, upcall};
 
 const EXCEPTIONS: usize = 32;
 /// The upcall's vector: the first one that is no exception.
 pub(super) const UPCALL_VECTOR: u8 = 32;
-const VECTORS: usize = EXCEPTIONS + 1;
+/// The interrupt of a trial's timer, which may come once more after the trial.
+const STALE_VECTOR: u8 = reserve::TRIAL_TIMER_VECTOR;
+const VECTORS: usize = EXCEPTIONS + 2;
 /// The last byte of the table of gates.
-const GATES_LIMIT: u16 = 527;
+const GATES_LIMIT: u16 = 543;
 const _: () = assert!(GATES_LIMIT as usize + 1 == size_of::<[Gate; VECTORS]>());
 
 const NMI: usize = 2;
@@ -87,10 +89,24 @@ struct Segments {
     task_state: SegmentSelector,
 }
 
-/// Installs descriptor tables and exception handlers: the first thing to do, since a fault before it stops the domain without a word.
+/// Makes descriptor tables and exception handlers and uses them: the first thing to do, since a fault before it stops the domain without a word.
 pub(super) fn start() {
+    prepare();
+    load();
+}
+
+/// Makes the tables, as long as they can be written.
+pub(super) fn prepare() {
     let task_state = TASK_STATE.call_once(task_state);
     let segments = SEGMENTS.call_once(|| segments(task_state));
+    GATES.call_once(|| gates(segments.code));
+}
+
+/// Uses the tables, once.
+pub(super) fn load() {
+    let (Some(segments), Some(gates)) = (SEGMENTS.get(), GATES.get()) else {
+        return;
+    };
     segments.table.load();
     // SAFETY: the selector names the 64-bit code segment of the table just loaded.
     unsafe { CS::set_reg(segments.code) };
@@ -100,7 +116,6 @@ pub(super) fn start() {
     }
     // SAFETY: the selector names the task state segment of the table just loaded.
     unsafe { load_tss(segments.task_state) };
-    let gates = GATES.call_once(|| gates(segments.code));
     let pointer = DescriptorTablePointer {
         limit: GATES_LIMIT,
         base: VirtAddr::from_ptr(gates),
@@ -136,6 +151,9 @@ fn gates(code: SegmentSelector) -> [Gate; VECTORS] {
         if vector == usize::from(UPCALL_VECTOR) {
             return Gate::new((upcall::handler as *const ()).addr(), code, None);
         }
+        if vector == usize::from(STALE_VECTOR) {
+            return Gate::new((trial::stale_timer as *const ()).addr(), code, None);
+        }
         let stub = stubs + vector * STUB_SIZE;
         Gate::new(stub, code, Some(stack_of(vector)))
     })
@@ -156,7 +174,7 @@ pub(super) fn triple_fault() -> ! {
 /// One entry of the interrupt descriptor table (AMD64 manual volume 2, section 4.8.4).
 #[derive(Clone, Copy)]
 #[repr(C, align(16))]
-struct Gate {
+pub(super) struct Gate {
     offset_low: u16,
     selector: u16,
     /// 1 to 7, or 0 to stay on the interrupted stack.
@@ -173,16 +191,31 @@ impl Gate {
     const PRESENT_INTERRUPT_GATE: u8 = 0x8e;
 
     fn new(handler: usize, code: SegmentSelector, stack: Option<u8>) -> Self {
+        let stack = stack.map_or(0, |index| index.saturating_add(1));
+        Self::to(handler as u64, code.0, stack)
+    }
+
+    /// To the code at `handler`, on the interrupt stack `stack`, 1 to 7.
+    pub(super) const fn to(handler: u64, selector: u16, stack: u8) -> Self {
         let [b0, b1, b2, b3, b4, b5, b6, b7] = handler.to_le_bytes();
         Self {
             offset_low: u16::from_le_bytes([b0, b1]),
-            selector: code.0,
-            stack: stack.map_or(0, |index| index.saturating_add(1)),
+            selector,
+            stack,
             kind: Self::PRESENT_INTERRUPT_GATE,
             offset_middle: u16::from_le_bytes([b2, b3]),
             offset_high: u32::from_le_bytes([b4, b5, b6, b7]),
             reserved: 0,
         }
+    }
+
+    /// As it lies in memory.
+    pub(super) const fn words(self) -> [u64; 2] {
+        let [o0, o1] = self.offset_low.to_le_bytes();
+        let [s0, s1] = self.selector.to_le_bytes();
+        let [m0, m1] = self.offset_middle.to_le_bytes();
+        let first = u64::from_le_bytes([o0, o1, s0, s1, self.stack, self.kind, m0, m1]);
+        [first, self.offset_high as u64]
     }
 }
 

@@ -67,6 +67,11 @@ fn physical_address(table: &PageTable) -> PhysAddr {
 pub(super) struct Slot(u16);
 
 impl Slot {
+    /// Its number, for the next start of the domain.
+    pub(super) const fn number(self) -> u16 {
+        self.0
+    }
+
     fn index(self) -> usize {
         usize::from(self.0)
     }
@@ -110,6 +115,18 @@ impl Window {
             self.grow(frames)?;
             self.take()
         })
+    }
+
+    /// Takes the slot with this number, whose page another start of the domain has put there; none if it is taken or cannot be.
+    pub(super) fn adopt(&mut self, number: u16, frames: &HeapFrames) -> Option<Slot> {
+        let slot = Slot(number);
+        for _ in 0..LEAVES {
+            if slot.index() < self.leaves.len().saturating_mul(SLOTS_PER_LEAF) {
+                return self.slots.take_this(slot);
+            }
+            self.grow(frames)?;
+        }
+        None
     }
 
     fn grow(&mut self, frames: &HeapFrames) -> Option<()> {
@@ -194,6 +211,14 @@ impl Slots {
         *word |= 1 << bit;
         let slot = index * WORD_BITS + usize::try_from(bit).ok()?;
         u16::try_from(slot).ok().map(Slot)
+    }
+
+    fn take_this(&mut self, slot: Slot) -> Option<Slot> {
+        let word = self.taken.get_mut(slot.index() / WORD_BITS)?;
+        let bit = 1 << (slot.index() % WORD_BITS);
+        let is_free = *word & bit == 0;
+        *word |= bit;
+        is_free.then_some(slot)
     }
 
     fn give_back(&mut self, slot: Slot) {

@@ -3,12 +3,17 @@
 use alloc::vec::Vec;
 
 use super::Damage;
-use crate::storage::digest_bytes;
+use crate::storage::{digest_bytes, mix_word};
 
 /// Where a stream is written to. One that is too small should note it, and take no more.
 pub trait Sink {
     /// Takes the next bytes.
     fn put(&mut self, bytes: &[u8]);
+
+    /// How many it still takes.
+    fn room(&self) -> u64 {
+        u64::MAX
+    }
 }
 
 impl Sink for Vec<u8> {
@@ -39,12 +44,17 @@ pub(super) fn padded(len: usize) -> Option<usize> {
 /// Mixes the next bytes of a stream into the digest of those before. Their number is a multiple of 8, so that every change of a few
 /// neighbouring bytes changes the digest.
 pub(super) fn mix(digest: u64, bytes: &[u8]) -> u64 {
-    digest.rotate_left(7) ^ digest_bytes(bytes)
+    mix_digest(digest, digest_bytes(bytes))
+}
+
+fn mix_digest(digest: u64, next: u64) -> u64 {
+    digest.rotate_left(7) ^ next
 }
 
 /// Writes records.
 pub(super) struct Writer<'a> {
     sink: &'a mut dyn Sink,
+    /// Room for a record that is held until its length is known.
     body: Vec<u8>,
     pub(super) records: u64,
     pub(super) digest: u64,
@@ -66,31 +76,60 @@ impl<'a> Writer<'a> {
         self.sink.put(bytes);
     }
 
-    /// A record of this type with the body that `fill` makes.
-    pub(super) fn record(&mut self, kind: u32, fill: impl FnOnce(&mut Body<'_>)) {
-        self.body.clear();
-        fill(&mut Body(&mut self.body));
-        let size = padded(self.body.len()).unwrap_or(usize::MAX);
-        self.body.resize(size, 0);
+    /// A record of this type with the body that `fill` makes, which is held in memory.
+    pub(super) fn record(&mut self, kind: u32, fill: impl FnOnce(&mut Body<'_, '_>)) {
+        let mut held = core::mem::take(&mut self.body);
+        held.clear();
+        let mut body = Body::Held(&mut held);
+        fill(&mut body);
+        body.pad();
+        self.header(kind, held.len());
+        self.digest = mix(self.digest, &held);
+        self.sink.put(&held);
+        self.body = held;
+    }
+
+    /// As [`Writer::record`], for a body that may be long: it is not held, but made twice, the first time to count its bytes.
+    pub(super) fn long_record(&mut self, kind: u32, fill: impl Fn(&mut Body<'_, '_>)) {
+        let mut counted = Body::Counted(0);
+        fill(&mut counted);
+        counted.pad();
+        self.header(kind, counted.len());
+        let mut stream = Stream {
+            sink: self.sink,
+            held: heapless::Vec::new(),
+            len: 0,
+            digest: 0,
+        };
+        let mut body = Body::Passed(&mut stream);
+        fill(&mut body);
+        body.pad();
+        self.digest = mix_digest(self.digest, stream.end());
+    }
+
+    fn header(&mut self, kind: u32, size: usize) {
         let mut header = [0; ALIGNMENT];
         let len = u32::try_from(size).unwrap_or(u32::MAX);
         let words = [kind, len];
         for (place, word) in header.as_chunks_mut::<4>().0.iter_mut().zip(words) {
             *place = word.to_le_bytes();
         }
-        self.digest = mix(mix(self.digest, &header), &self.body);
+        self.digest = mix(self.digest, &header);
         self.records = self.records.saturating_add(1);
         self.sink.put(&header);
-        self.sink.put(&self.body);
     }
 }
 
 /// The body of a record that is being written.
-pub(super) struct Body<'a>(&'a mut Vec<u8>);
+pub(super) enum Body<'a, 'b> {
+    Held(&'a mut Vec<u8>),
+    Counted(usize),
+    Passed(&'a mut Stream<'b>),
+}
 
-impl Body<'_> {
+impl Body<'_, '_> {
     pub(super) fn u8(&mut self, value: u8) {
-        self.0.push(value);
+        self.bytes(&[value]);
     }
 
     pub(super) fn u16(&mut self, value: u16) {
@@ -122,13 +161,70 @@ impl Body<'_> {
     }
 
     pub(super) fn bytes(&mut self, bytes: &[u8]) {
-        self.0.extend_from_slice(bytes);
+        match self {
+            Self::Held(held) => held.extend_from_slice(bytes),
+            Self::Counted(len) => *len = len.saturating_add(bytes.len()),
+            Self::Passed(stream) => stream.put(bytes),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Held(held) => held.len(),
+            Self::Counted(len) => *len,
+            Self::Passed(stream) => stream.len,
+        }
     }
 
     /// Zeros up to a multiple of 8.
     pub(super) fn pad(&mut self) {
-        let size = padded(self.0.len()).unwrap_or(usize::MAX);
-        self.0.resize(size, 0);
+        let len = self.len();
+        let size = padded(len).unwrap_or(len);
+        let zeros = [0; ALIGNMENT];
+        let missing = zeros.get(..size.saturating_sub(len));
+        self.bytes(missing.unwrap_or_default());
+    }
+}
+
+/// Bytes that are held until there is enough of them to pass on.
+const HELD_MAX: usize = 512;
+
+/// A body on its way.
+pub(super) struct Stream<'a> {
+    sink: &'a mut dyn Sink,
+    held: heapless::Vec<u8, HELD_MAX>,
+    len: usize,
+    /// Of all that was passed on.
+    digest: u64,
+}
+
+impl Stream<'_> {
+    fn put(&mut self, bytes: &[u8]) {
+        self.len = self.len.saturating_add(bytes.len());
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let room = HELD_MAX.saturating_sub(self.held.len());
+            let (next, others) = rest.split_at(room.min(rest.len()));
+            let _fits = self.held.extend_from_slice(next);
+            rest = others;
+            if self.held.is_full() {
+                self.flush();
+            }
+        }
+    }
+
+    fn flush(&mut self) {
+        let words = self.held.as_chunks().0.iter();
+        let words = words.map(|word| u64::from_le_bytes(*word));
+        self.digest = words.fold(self.digest, mix_word);
+        self.sink.put(&self.held);
+        self.held.clear();
+    }
+
+    /// Passes the rest on; gives the digest of all, as [`digest_bytes`] would.
+    fn end(mut self) -> u64 {
+        self.flush();
+        mix_word(self.digest, 0)
     }
 }
 

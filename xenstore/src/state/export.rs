@@ -9,14 +9,15 @@ use alloc::vec::Vec;
 use core::cmp::Reverse;
 
 use super::codec::{Body, Writer};
-use super::own::{Bytes, Numbers, Own};
+use super::own::{Bytes, Near, Numbers, Own};
 use super::record::{HAS_UNIQUE, IDENTIFIER, IGNORE, NO_TARGET, Permissions, UNLIMITED, kind};
 use super::snapshot::{SPECIALS, Step, steps};
-use super::{Format, Host, LeftOut, Loss, Sink};
+use super::{Format, Host, LeftOut, Loss, Sink, Size};
 use crate::acl::{Acl, Holder, Incarnation};
 use crate::answer::Answer;
 use crate::connection::Connection;
 use crate::counters::Counters;
+use crate::crash::{AtWork, Blamed};
 use crate::domain::Domain;
 use crate::ids::{ConnId, DomId, TxId};
 use crate::memory::Supply;
@@ -42,7 +43,7 @@ impl<S: Storage> Server<S> {
         host: &dyn Host,
         sink: &mut dyn Sink,
     ) -> Vec<LeftOut> {
-        let mut export = Export {
+        Export {
             server: self,
             is_own: format == Format::Own,
             format,
@@ -51,20 +52,80 @@ impl<S: Storage> Server<S> {
             out: Writer::new(sink),
             order: order(self),
             permissions: PermissionBytes::default(),
+            before: String::new(),
             nodes: 0,
-        };
-        export.begin();
-        export.connections();
-        export.nodes();
-        export.domains();
-        if export.is_own {
-            export.transactions();
-            export.queues();
-            export.update();
-            export.journal();
+            crash: None,
         }
-        export.end();
+        .write();
         self.left_out(format)
+    }
+
+    /// Writes the state of a server that crashed, in [`Format::Own`], as [`Server::export`] does. It is as it was between two requests, but
+    /// for what the last one had done already.
+    ///
+    /// The connection that the server worked for is blamed, or `at_work` if the host knows better: what it has is left out. If the sink has
+    /// no room for all, open transactions are left out, too, and get EAGAIN.
+    pub fn export_after_crash(
+        &self,
+        now: Instant,
+        host: &dyn Host,
+        at_work: Option<ConnId>,
+        sink: &mut dyn Sink,
+    ) {
+        let known = at_work.map(|conn| AtWork {
+            conn,
+            header: None,
+            is_answered: true,
+        });
+        let own = self
+            .at_work
+            .filter(|own| at_work.is_none_or(|conn| conn == own.conn));
+        let at_work = own.or(known);
+        let blamed = at_work.and_then(|at_work| self.blamed(at_work));
+        let lost = blamed.filter(|blamed| !blamed.is_kept);
+        let left = lost.and_then(|lost| Some((lost.conn, self.left_of(lost)?)));
+        let mut order = order(self);
+        if let Some((lost, left)) = &left {
+            let is_ring = self.is_ring(*lost);
+            order.retain(|(conn, _)| is_ring || conn != lost);
+            for (_, connection) in order.iter_mut().filter(|(conn, _)| conn == lost) {
+                *connection = left;
+            }
+        }
+        let crashed = Crashed {
+            blamed,
+            at_work,
+            gives_up: false,
+        };
+        let write = |sink: &mut dyn Sink, crashed| {
+            Export {
+                server: self,
+                is_own: true,
+                format: Format::Own,
+                now,
+                host,
+                out: Writer::new(sink),
+                order: order.clone(),
+                permissions: PermissionBytes::default(),
+                before: String::new(),
+                nodes: 0,
+                crash: Some(crashed),
+            }
+            .write();
+        };
+        let room = sink.room();
+        let mut size = Size::default();
+        if room < u64::MAX {
+            write(&mut size, crashed);
+        }
+        let gives_up = size.0 > room;
+        write(
+            sink,
+            Crashed {
+                gives_up,
+                ..crashed
+            },
+        );
     }
 
     /// What a format has no place for.
@@ -86,14 +147,63 @@ struct Export<'a, S: Storage> {
     /// The connections in the order of the stream; their ids there count from 1.
     order: Vec<(ConnId, &'a Connection<S>)>,
     permissions: PermissionBytes,
+    /// The path of the last node that was written in a record of our own.
+    before: String,
     nodes: u64,
+    crash: Option<Crashed>,
+}
+
+/// What is known of a crash.
+#[derive(Clone, Copy)]
+struct Crashed {
+    blamed: Option<Blamed>,
+    at_work: Option<AtWork>,
+    /// There is no room for what open transactions hold: they cannot be merged any more.
+    gives_up: bool,
+}
+
+impl Crashed {
+    /// The connection of which nothing is kept.
+    fn lost(&self) -> Option<ConnId> {
+        let lost = self.blamed.filter(|blamed| !blamed.is_kept)?;
+        Some(lost.conn)
+    }
+
+    /// Whether a transaction is the one in which the request ran: it may be half changed.
+    fn broke(&self, conn: ConnId, id: TxId) -> bool {
+        let header = self.at_work.filter(|at_work| at_work.conn == conn);
+        let header = header.and_then(|at_work| at_work.header);
+        header.is_some_and(|header| header.tx_id == id.get())
+    }
 }
 
 impl<S: Storage> Export<'_, S> {
+    fn write(mut self) {
+        self.begin();
+        self.connections();
+        self.nodes();
+        self.domains();
+        if self.is_own {
+            self.transactions();
+            self.queues();
+            self.update();
+            self.crash();
+            self.journal();
+        }
+        self.end();
+    }
+
     fn own(&mut self, record: &Own<'_>) {
         if self.is_own {
             self.out.record(record.kind(), |body| record.write(body));
         }
+    }
+
+    /// A record of our own with the path of a node, of which it has how that differs from the one before.
+    fn near<'p>(&mut self, path: PathRef<'p>, record: impl FnOnce(Near<'p>) -> Own<'p>) {
+        let own = record(Near::of(path.as_str(), &self.before));
+        self.out.record(own.kind(), |body| own.write(body));
+        note(&mut self.before, path);
     }
 
     fn begin(&mut self) {
@@ -162,6 +272,7 @@ impl<S: Storage> Export<'_, S> {
             traces: server.traces,
             is_noted: server.domains.is_noted(),
             is_release_untold: server.is_release_untold,
+            crashes: server.crashes,
         });
         for quota in Quota::all() {
             self.own(&Own::Peak {
@@ -181,15 +292,16 @@ impl<S: Storage> Export<'_, S> {
                 let facts = Bytes(&link.facts);
                 self.own(&Own::HostLink { conn: id, facts });
             }
-            let mut output = unsent(connection);
-            if !self.is_own {
-                output.bytes.extend(self.server.update_reply(conn));
-            }
+            let last = match self.is_own {
+                true => Vec::new(),
+                false => self.server.update_reply(conn),
+            };
+            let output = Unsent::of(connection, &last);
             let input = input(self.server, self.is_own, connection);
             let unique = ring.and_then(|domain| domain.unique);
             let unique = unique.and_then(|unique| u64::try_from(unique.0).ok());
             let target = ring.and_then(|domain| self.target(domain));
-            self.out.record(kind::CONNECTION, |body| {
+            self.out.long_record(kind::CONNECTION, |body| {
                 body.u32(id);
                 body.u16(u16::from(ring.is_none()));
                 body.u16(if unique.is_some() { HAS_UNIQUE } else { 0 });
@@ -206,15 +318,17 @@ impl<S: Storage> Export<'_, S> {
                 }
                 body.len16(input.len());
                 body.len16(output.begun_left);
-                body.len32(output.bytes.len());
+                body.len32(output.len);
                 body.bytes(&input);
-                body.bytes(&output.bytes);
+                output.write(body);
                 body.pad();
                 if let Some(unique) = unique {
                     body.u64(unique);
                 }
             });
-            self.watches(id, conn);
+            if self.crash.as_ref().and_then(Crashed::lost) != Some(conn) {
+                self.watches(id, conn);
+            }
             for message in connection.output.waiting().0 {
                 self.message(id, message);
             }
@@ -255,7 +369,8 @@ impl<S: Storage> Export<'_, S> {
             absent: Numbers(&absent),
             lost: Numbers(&lost),
             outstanding: Numbers(&outstanding),
-            begun: Bytes(&unsent(connection).begun),
+            begun: Bytes(&begun(connection)),
+            crashes: connection.crashes,
         });
     }
 
@@ -322,14 +437,18 @@ impl<S: Storage> Export<'_, S> {
         let PermissionBytes {
             entries, departed, ..
         } = &self.permissions;
-        if self.is_own {
-            let mark = Own::NodeMark {
-                generation: node.generation.0,
-                departed: Bytes(departed),
-            };
-            self.out.record(mark.kind(), |body| mark.write(body));
-        }
         let value = node.value.as_bytes();
+        if self.is_own {
+            let own = Own::Node {
+                path: Near::of(path.as_str(), &self.before),
+                generation: node.generation.0,
+                permissions: Permissions::written(entries),
+                departed: Bytes(departed),
+                value: Bytes(value),
+            };
+            self.out.record(own.kind(), |body| own.write(body));
+            return note(&mut self.before, path);
+        }
         self.out.record(kind::NODE, |body| {
             body.u32(0);
             body.u32(0);
@@ -411,6 +530,9 @@ impl<S: Storage> Export<'_, S> {
     /// are inside another follow it likewise, beginning with the nodes that it has.
     fn transactions(&mut self) {
         let mut open = Vec::new();
+        if self.crash.as_ref().is_some_and(|crash| crash.gives_up) {
+            return;
+        }
         for (id, (conn, connection)) in (1..).zip(&self.order) {
             let own = connection.transactions.open.iter();
             let own = own.filter(|(_, transaction)| transaction.parent.is_none());
@@ -438,7 +560,11 @@ impl<S: Storage> Export<'_, S> {
         mut all: Vec<Open<'t, S>>,
         written: &mut Vec<Open<'t, S>>,
     ) {
-        all.sort_by_key(|(.., transaction)| Reverse(transaction.opening.number));
+        all.sort_unstable_by_key(|(.., transaction)| Reverse(transaction.opening.number));
+        all.retain(|(_, conn, tx, transaction)| {
+            let crash = self.crash.as_ref();
+            !transaction.is_torn && !crash.is_some_and(|crash| crash.broke(*conn, *tx))
+        });
         let mut nodes = nodes;
         for (id, conn, tx, transaction) in all {
             if let Some(parent) = transaction.parent {
@@ -472,14 +598,12 @@ impl<S: Storage> Export<'_, S> {
         for (kind, payload, answer) in transaction.kept() {
             self.kept(kind, payload, answer);
         }
-        for path in transaction.log.touched.paths() {
-            self.own(&Own::Touched { path });
-        }
-        for (path, mark) in transaction.log.touched.marked() {
-            self.own(&Own::Change {
-                path: path.as_str(),
-                is_removed: mark.removed,
-                made: u32::try_from(mark.made).unwrap_or(u32::MAX),
+        for (path, mark) in transaction.log.touched.all() {
+            let made = mark.map_or(0, |mark| mark.made);
+            self.near(path, |path| Own::Touched {
+                path,
+                is_removed: mark.map(|mark| mark.removed),
+                made: u32::try_from(made).unwrap_or(u32::MAX),
             });
         }
         let effects = &transaction.log.effects;
@@ -495,9 +619,9 @@ impl<S: Storage> Export<'_, S> {
         }
         for estate in effects.estates() {
             if let Some(domid) = self.alive(estate.owner) {
-                self.own(&Own::Estate {
+                self.near(estate.path.as_ref(), |path| Own::Estate {
+                    path,
                     domid,
-                    path: estate.path.as_str(),
                     is_gained: estate.gained,
                 });
             }
@@ -525,25 +649,26 @@ impl<S: Storage> Export<'_, S> {
             Ok(Answer::Text(text)) => (5, 0, text.as_bytes()),
             Err(errno) => (6, 0, errno.name().as_bytes()),
         };
-        self.own(&Own::Request {
+        let request = Own::Request {
             kind: kind.number(),
             payload: Bytes(payload),
             answer: tag,
             start: u32::try_from(start).unwrap_or(u32::MAX),
             text: Bytes(text),
-        });
+        };
+        let kind = request.kind();
+        self.out.long_record(kind, |body| request.write(body));
     }
 
     fn steps(&mut self, old: &S, new: &S) {
         steps(old, new, |step| match step {
             Step::Cut(path) => {
-                let path = path.as_str();
-                self.own(&Own::Cut { path });
+                self.near(path, |path| Own::Cut { path });
             }
             Step::Set { path, node, is_new } => {
                 self.permissions.of(self.server, true, &node.acl);
                 let set = Own::Set {
-                    path: path.as_str(),
+                    path: Near::of(path.as_str(), &self.before),
                     is_new,
                     generation: node.generation.0,
                     permissions: Permissions::written(&self.permissions.entries),
@@ -551,6 +676,7 @@ impl<S: Storage> Export<'_, S> {
                     value: Bytes(node.value.as_bytes()),
                 };
                 self.out.record(set.kind(), |body| set.write(body));
+                note(&mut self.before, path);
             }
         });
     }
@@ -558,7 +684,7 @@ impl<S: Storage> Export<'_, S> {
     /// Whose turn it is, who waits for the host, and what the host is to do.
     fn queues(&mut self) {
         let server = self.server;
-        for change in &server.history.changes {
+        for change in server.history.kept() {
             self.own(&Own::GuestChange {
                 number: change.number,
                 domid: change.domain.domid,
@@ -567,7 +693,8 @@ impl<S: Storage> Export<'_, S> {
                 is_listed: change.is_listed,
             });
         }
-        for entry in turns(server) {
+        let is_in_order = self.crash.is_none();
+        for entry in turns(server).into_iter().filter(|_| is_in_order) {
             self.own(&Own::Turn {
                 connection: entry.conn.number,
                 ends: entry.ends.0,
@@ -647,6 +774,26 @@ impl<S: Storage> Export<'_, S> {
                 header: Bytes(&unanswered.header.encode()),
             });
         }
+    }
+
+    /// Whose work it was.
+    fn crash(&mut self) {
+        let Some(Crashed {
+            blamed, at_work, ..
+        }) = &self.crash
+        else {
+            return;
+        };
+        let request = at_work.and_then(|at_work| at_work.header);
+        let header = request.map(|header| header.encode());
+        let own = Own::Crash {
+            connection: blamed.map(|blamed| blamed.conn.number),
+            domid: blamed.map(|blamed| blamed.domid).unwrap_or_default(),
+            header: Bytes(header.as_ref().map_or(&[], <[u8; HEADER_SIZE]>::as_slice)),
+            is_answered: at_work.is_none_or(|at_work| at_work.is_answered),
+            is_kept: blamed.is_some_and(|blamed| blamed.is_kept),
+        };
+        self.own(&own);
     }
 
     fn end(&mut self) {
@@ -755,39 +902,59 @@ fn input<S: Storage>(server: &Server<S>, is_own: bool, connection: &Connection<S
 }
 
 /// What a connection has to send.
-struct Unsent {
-    /// What was sent of the first message.
-    begun: Vec<u8>,
-    /// Bytes that are left of that message, if some were sent.
+struct Unsent<'a, S: Storage> {
+    connection: &'a Connection<S>,
+    /// Behind all messages.
+    last: &'a [u8],
+    /// Bytes that are left of the first message, if some were sent.
     begun_left: usize,
     /// All that is to be sent.
-    bytes: Vec<u8>,
+    len: usize,
 }
 
-fn unsent<S: Storage>(connection: &Connection<S>) -> Unsent {
+impl<'a, S: Storage> Unsent<'a, S> {
+    fn of(connection: &'a Connection<S>, last: &'a [u8]) -> Self {
+        let (messages, sent) = connection.output.waiting();
+        let sizes = messages.map(|message| message.payload.len().saturating_add(HEADER_SIZE));
+        let (mut all, mut first) = (last.len(), None);
+        for size in sizes {
+            all = all.saturating_add(size);
+            first.get_or_insert(size);
+        }
+        let first = first.filter(|_| sent > 0).unwrap_or_default();
+        Self {
+            connection,
+            last,
+            begun_left: first.saturating_sub(sent),
+            len: all.saturating_sub(sent),
+        }
+    }
+
+    fn write(&self, body: &mut Body<'_, '_>) {
+        let (messages, mut sent) = self.connection.output.waiting();
+        let pieces = messages.flat_map(pieces).chain([self.last]);
+        for piece in pieces {
+            let (gone, left) = piece.split_at(sent.min(piece.len()));
+            sent = sent.saturating_sub(gone.len());
+            body.bytes(left);
+        }
+    }
+}
+
+fn pieces(message: &Message) -> [&[u8]; 3] {
+    let [first, second] = message.payload.pieces();
+    [&message.header, first, second]
+}
+
+/// What was sent of the first message of a connection.
+fn begun<S: Storage>(connection: &Connection<S>) -> Vec<u8> {
     let (messages, sent) = connection.output.waiting();
-    let mut bytes = Vec::new();
-    let mut first = 0;
-    for message in messages {
-        bytes.extend_from_slice(&message.header);
-        for piece in message.payload.pieces() {
-            bytes.extend_from_slice(piece);
-        }
-        if first == 0 {
-            first = bytes.len();
-        }
+    let mut begun: Vec<u8> = Vec::with_capacity(sent);
+    for piece in messages.take(1).flat_map(pieces) {
+        let left = sent.saturating_sub(begun.len());
+        begun.extend(piece.iter().take(left));
     }
-    let rest = bytes.split_off(sent.min(bytes.len()));
-    let begun_left = if sent > 0 {
-        first.saturating_sub(sent)
-    } else {
-        0
-    };
-    Unsent {
-        begun: bytes,
-        begun_left,
-        bytes: rest,
-    }
+    begun
 }
 
 /// The permissions of a node as a record has them; those of the node before are kept, since many nodes share theirs.
@@ -844,6 +1011,12 @@ impl PermissionBytes {
     }
 }
 
+/// Notes the path of a node that was written.
+fn note(before: &mut String, path: PathRef<'_>) {
+    before.clear();
+    before.push_str(path.as_str());
+}
+
 fn ignored(departed: bool) -> u8 {
     if departed { IGNORE } else { 0 }
 }
@@ -857,7 +1030,7 @@ fn named(all: &[(String, u32)]) -> impl Iterator<Item = (&str, u32)> {
 }
 
 /// Values, then their names.
-fn pairs(body: &mut Body<'_>, all: &[(&str, u32)]) {
+fn pairs(body: &mut Body<'_, '_>, all: &[(&str, u32)]) {
     for (_, value) in all {
         body.u32(*value);
     }

@@ -43,6 +43,7 @@ use core::fmt;
 pub use codec::{Sink, Size};
 pub use records::{Record, Records};
 
+use crate::crash::Crash;
 use crate::ids::{ConnId, DomId, Identity};
 use crate::server::Server;
 use crate::storage::Storage;
@@ -122,6 +123,9 @@ pub struct Restored<S: Storage> {
     pub unconfirmed: Vec<DomId>,
     /// What [`Host::global`] gave.
     pub host: HostGlobal,
+    /// The server that wrote the stream had crashed ([`Server::export_after_crash`]). A blamed ring is among the links, stopped, and its page should
+    /// say so; a blamed socket is not, and is to be closed.
+    pub crash: Option<Crash>,
     /// Types of records that were skipped because they are not known, each with how many there were.
     pub skipped: Vec<(u32, u64)>,
 }

@@ -2,12 +2,14 @@
 //!
 //! Other readers skip them as unknown. docs/state-stream.md says what each is for.
 
+use alloc::string::String;
 use core::fmt;
 
 use super::Damage;
 use super::codec::{Body, Fields};
 use super::record::{Permissions, absolute, ordinary};
 use crate::ids::DomId;
+use crate::path::ABSOLUTE_MAX;
 use crate::time::Instant;
 
 /// Where our types begin: "FS" in the upper half.
@@ -28,7 +30,7 @@ macro_rules! records {
                 })
             }
 
-            pub(super) fn write(&self, body: &mut Body<'_>) {
+            pub(super) fn write(&self, body: &mut Body<'_, '_>) {
                 match self {
                     $(Self::$variant { $($field,)* } => { $($field.write(body);)* })*
                 }
@@ -77,6 +79,7 @@ records! {
         traces: bool,
         is_noted: bool,
         is_release_untold: bool,
+        crashes: u64,
     },
     2 Peak { name: Bytes<'a>, value: u64, },
     3 Client {
@@ -95,6 +98,7 @@ records! {
         lost: Numbers<'a>,
         outstanding: Numbers<'a>,
         begun: Bytes<'a>,
+        crashes: u8,
     },
     4 WatchMark { conn: u32, number: u64, depth: Option<u32>, },
     5 Message {
@@ -106,7 +110,13 @@ records! {
         cause: Option<u64>,
         request: u64,
     },
-    6 NodeMark { generation: u64, departed: Bytes<'a>, },
+    6 Node {
+        path: Near<'a>,
+        generation: u64,
+        permissions: Permissions<'a>,
+        departed: Bytes<'a>,
+        value: Bytes<'a>,
+    },
     7 DomainMark {
         domid: DomId,
         unique: Option<u128>,
@@ -131,13 +141,12 @@ records! {
         since: Instant,
     },
     11 Request { kind: u32, payload: Bytes<'a>, answer: u8, start: u32, text: Bytes<'a>, },
-    12 Touched { path: &'a str, },
-    13 Change { path: &'a str, is_removed: bool, made: u32, },
+    12 Touched { path: Near<'a>, is_removed: Option<bool>, made: u32, },
     14 Charge { domid: DomId, nodes: i64, bytes: i64, },
-    15 Estate { domid: DomId, path: &'a str, is_gained: bool, },
-    16 Cut { path: &'a str, },
+    15 Estate { path: Near<'a>, domid: DomId, is_gained: bool, },
+    16 Cut { path: Near<'a>, },
     17 Set {
-        path: &'a str,
+        path: Near<'a>,
         is_new: bool,
         generation: u64,
         permissions: Permissions<'a>,
@@ -160,15 +169,30 @@ records! {
     25 HostLink { conn: u32, facts: Bytes<'a>, },
     26 Check { records: u64, nodes: u64, digest: u64, },
     27 Update { connection: u64, header: Bytes<'a>, },
+    28 Crash { connection: Option<u64>, domid: DomId, header: Bytes<'a>, is_answered: bool, is_kept: bool, },
     40 Inside { conn: u32, transaction: u32, },
     42 Noted { path: &'a str, is_removed: bool, },
     41 Journal { dropped_bytes: u64, dropped_lines: u64, commits: u64, text: Bytes<'a>, },
 }
 
+impl<'a> Own<'a> {
+    /// The path that is to be read behind that of another record, if there is one.
+    pub(super) fn near(&self) -> Option<Near<'a>> {
+        match self {
+            Self::Node { path, .. }
+            | Self::Touched { path, .. }
+            | Self::Estate { path, .. }
+            | Self::Set { path, .. }
+            | Self::Cut { path } => Some(*path),
+            _ => None,
+        }
+    }
+}
+
 /// What a record is made of.
 trait Field<'a>: Sized {
     fn read(fields: &mut Fields<'a>) -> Result<Self, Damage>;
-    fn write(&self, body: &mut Body<'_>);
+    fn write(&self, body: &mut Body<'_, '_>);
 }
 
 /// Bytes behind their length.
@@ -186,8 +210,65 @@ impl<'a> Field<'a> for Bytes<'a> {
         fields.block().map(Self)
     }
 
-    fn write(&self, body: &mut Body<'_>) {
+    fn write(&self, body: &mut Body<'_, '_>) {
         body.block(self.0);
+    }
+}
+
+/// The path of a node as it differs from that of the node before: what both begin with, in bytes, and the rest.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Near<'a> {
+    shared: usize,
+    rest: &'a str,
+}
+
+impl<'a> Near<'a> {
+    /// How a path is written behind one of `before`: both have as many names in common as can be, but for the last.
+    pub(super) fn of(path: &'a str, before: &str) -> Self {
+        let same = path.bytes().zip(before.bytes());
+        let same = same.take_while(|(own, other)| own == other).count();
+        let is_end = |at: usize| at == before.len() || before.as_bytes().get(at) == Some(&b'/');
+        let slashes = path.bytes().enumerate().rev();
+        let mut ends = slashes.filter(|(at, byte)| *byte == b'/' && *at <= same && is_end(*at));
+        let shared = ends.next().map_or(0, |(at, _)| at);
+        let rest = path.get(shared..).unwrap_or(path);
+        Self { shared, rest }
+    }
+
+    /// Makes the path of the one before it.
+    ///
+    /// # Errors
+    /// What they have in common does not end where a name ends, or the path is too long.
+    pub(super) fn follow(self, path: &mut String) -> Result<(), Damage> {
+        let Self { shared, rest } = self;
+        if shared > 0 {
+            let is_end = shared == path.len() || path.as_bytes().get(shared) == Some(&b'/');
+            let is_below = rest.starts_with('/') && rest.len() > 1;
+            if !is_end || !is_below || path.starts_with('@') || path.len() == 1 {
+                return Err(Damage::Path);
+            }
+        }
+        if shared.saturating_add(rest.len()) > ABSOLUTE_MAX {
+            return Err(Damage::Path);
+        }
+        path.truncate(shared);
+        path.push_str(rest);
+        Ok(())
+    }
+}
+
+impl<'a> Field<'a> for Near<'a> {
+    fn read(fields: &mut Fields<'a>) -> Result<Self, Damage> {
+        let shared = fields.u16()?.into();
+        let len = fields.u16()?.into();
+        let rest = absolute(fields.bytes(len)?)?;
+        Ok(Self { shared, rest })
+    }
+
+    fn write(&self, body: &mut Body<'_, '_>) {
+        body.len16(self.shared);
+        body.len16(self.rest.len());
+        body.bytes(self.rest.as_bytes());
     }
 }
 
@@ -218,7 +299,7 @@ impl<'a> Field<'a> for Numbers<'a> {
         }
     }
 
-    fn write(&self, body: &mut Body<'_>) {
+    fn write(&self, body: &mut Body<'_, '_>) {
         body.block(self.0);
     }
 }
@@ -231,7 +312,7 @@ impl<'a> Field<'a> for Permissions<'a> {
         }
     }
 
-    fn write(&self, body: &mut Body<'_>) {
+    fn write(&self, body: &mut Body<'_, '_>) {
         body.len16(self.as_bytes().len() / 4);
         body.bytes(self.as_bytes());
     }
@@ -243,7 +324,7 @@ impl<'a> Field<'a> for &'a str {
         absolute(fields.block()?)
     }
 
-    fn write(&self, body: &mut Body<'_>) {
+    fn write(&self, body: &mut Body<'_, '_>) {
         body.block(self.as_bytes());
     }
 }
@@ -253,7 +334,7 @@ impl<'a> Field<'a> for DomId {
         ordinary(fields.u16()?)
     }
 
-    fn write(&self, body: &mut Body<'_>) {
+    fn write(&self, body: &mut Body<'_, '_>) {
         body.u16(self.get());
     }
 }
@@ -263,7 +344,7 @@ impl<'a> Field<'a> for Instant {
         fields.u64().map(Self)
     }
 
-    fn write(&self, body: &mut Body<'_>) {
+    fn write(&self, body: &mut Body<'_, '_>) {
         body.u64(self.0);
     }
 }
@@ -277,7 +358,7 @@ impl<'a> Field<'a> for bool {
         }
     }
 
-    fn write(&self, body: &mut Body<'_>) {
+    fn write(&self, body: &mut Body<'_, '_>) {
         body.u8(u8::from(*self));
     }
 }
@@ -289,7 +370,7 @@ impl<'a, T: Field<'a>> Field<'a> for Option<T> {
         is_there.then(|| T::read(fields)).transpose()
     }
 
-    fn write(&self, body: &mut Body<'_>) {
+    fn write(&self, body: &mut Body<'_, '_>) {
         self.is_some().write(body);
         if let Some(value) = self {
             value.write(body);
@@ -304,7 +385,7 @@ macro_rules! numbers {
                 fields.$type()
             }
 
-            fn write(&self, body: &mut Body<'_>) {
+            fn write(&self, body: &mut Body<'_, '_>) {
                 body.bytes(&self.to_le_bytes());
             }
         })*
@@ -312,3 +393,69 @@ macro_rules! numbers {
 }
 
 numbers! { u8 u16 u32 u64 u128 i64 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_path_shares_whole_names_with_the_one_before() {
+        for (before, path, shared, rest) in [
+            ("", "/", 0, "/"),
+            ("/", "/a", 0, "/a"),
+            ("/a", "/a/b", 2, "/b"),
+            ("/a/b", "/a/bc", 2, "/bc"),
+            ("/a/bc", "/a/b", 2, "/b"),
+            ("/a/b/c/d", "/a/b", 2, "/b"),
+            ("/a/b", "/a/b", 2, "/b"),
+            ("/a/b", "/b", 0, "/b"),
+            ("/a", "@releaseDomain", 0, "@releaseDomain"),
+            ("@releaseDomain", "/a", 0, "/a"),
+        ] {
+            let near = Near::of(path, before);
+            assert_eq!((near.shared, near.rest), (shared, rest), "{before} {path}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_path_behind_the_one_before_is_refused() {
+        let long = "/".to_owned() + &"a".repeat(ABSOLUTE_MAX - 1);
+        for (before, shared, rest) in [
+            ("/ab/c", 2, "/x"),
+            ("/ab", 4, "/x"),
+            ("/", 1, "/x"),
+            ("/a", 2, "/"),
+            ("/a", 2, "@x"),
+            ("@x", 2, "/a"),
+            ("", 1, "/a"),
+            (&long, ABSOLUTE_MAX, "/x"),
+        ] {
+            let mut path = before.to_owned();
+            let read = Near { shared, rest }.follow(&mut path);
+            assert_eq!(read, Err(Damage::Path), "{before} {shared} {rest}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn paths_that_are_written_are_read(
+            paths in prop::collection::vec(
+                prop_oneof![
+                    Just("/".to_owned()),
+                    Just("@introduceDomain".to_owned()),
+                    "(/[ab]{1,2}){1,5}",
+                ],
+                1..20,
+            ),
+        ) {
+            let (mut before, mut read) = (String::new(), String::new());
+            for path in paths {
+                let near = Near::of(&path, &before);
+                prop_assert_eq!(near.follow(&mut read), Ok(()));
+                prop_assert_eq!(&read, &path);
+                before = path;
+            }
+        }
+    }
+}

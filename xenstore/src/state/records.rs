@@ -1,5 +1,6 @@
 //! A stream, record by record: where each begins, what it says, and what is wrong with the first that is not in order.
 
+use alloc::string::String;
 use core::fmt;
 
 use super::codec::{Fields, mix, padded};
@@ -21,6 +22,8 @@ pub struct Records<'a> {
     pub(super) count: u64,
     /// Of all bytes before the next one.
     pub(super) digest: u64,
+    /// Of the node of the last record whose path is written as it differs from the one before.
+    pub(super) path: String,
     is_over: bool,
 }
 
@@ -34,6 +37,8 @@ pub struct Record<'a> {
     /// Bytes of its body, padding included.
     pub len: usize,
     pub(super) content: Content<'a>,
+    /// The whole path, where the record has only how it differs.
+    path: Option<String>,
 }
 
 impl<'a> Records<'a> {
@@ -68,6 +73,7 @@ impl<'a> Records<'a> {
                 at: PREAMBLE_SIZE,
                 count: 0,
                 digest: mix(0, preamble.unwrap_or_default()),
+                path: String::new(),
                 is_over: false,
             })
         }
@@ -77,6 +83,18 @@ impl<'a> Records<'a> {
     #[must_use]
     pub fn version(&self) -> u32 {
         self.version
+    }
+
+    /// The next record; its whole path is in `path`, and not in the record.
+    pub(super) fn advance(&mut self) -> Option<Result<Record<'a>, StateError>> {
+        if self.is_over {
+            return None;
+        }
+        let record = self.read();
+        self.is_over = record
+            .as_ref()
+            .map_or(true, |record| matches!(record.content, Content::End));
+        Some(record)
     }
 
     fn read(&mut self) -> Result<Record<'a>, StateError> {
@@ -117,6 +135,11 @@ impl<'a> Records<'a> {
         {
             return Err(Damage::Digest);
         }
+        if let Content::Own(own) = &content
+            && let Some(near) = own.near()
+        {
+            near.follow(&mut self.path)?;
+        }
         self.digest = mix(mix(self.digest, header), body);
         self.count = self.count.saturating_add(1);
         self.at = end;
@@ -125,6 +148,7 @@ impl<'a> Records<'a> {
             kind,
             len,
             content,
+            path: None,
         })
     }
 }
@@ -133,14 +157,14 @@ impl<'a> Iterator for Records<'a> {
     type Item = Result<Record<'a>, StateError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.is_over {
-            return None;
-        }
-        let record = self.read();
-        self.is_over = record
-            .as_ref()
-            .map_or(true, |record| matches!(record.content, Content::End));
-        Some(record)
+        let record = self.advance()?;
+        Some(record.map(|record| {
+            Record {
+                path: matches!(&record.content, Content::Own(own) if own.near().is_some())
+                    .then(|| self.path.clone()),
+                ..record
+            }
+        }))
     }
 }
 
@@ -150,6 +174,7 @@ impl Record<'_> {
     pub fn node_path(&self) -> Option<&str> {
         match &self.content {
             Content::Node(node) if node.conn == 0 => Some(node.path),
+            Content::Own(Own::Node { .. }) => self.path.as_deref(),
             _ => None,
         }
     }
@@ -246,7 +271,25 @@ impl fmt::Display for Record<'_> {
                 write!(f, "{name} {domid}: features {features:#x}")?;
                 values(f, &domain.quotas)
             }
-            Content::Own(own) => write!(f, "own {own:?}"),
+            Content::Own(Own::Node {
+                generation,
+                permissions,
+                value,
+                ..
+            }) => {
+                let path = self.path.as_deref().unwrap_or_default();
+                let value = value.0.escape_ascii();
+                write!(
+                    f,
+                    "{name} {path} = \"{value}\"   {permissions} generation {generation}"
+                )
+            }
+            Content::Own(own) => {
+                write!(f, "own {own:?}")?;
+                self.path
+                    .iter()
+                    .try_for_each(|path| write!(f, " of {path}"))
+            }
             Content::Unknown => write!(f, "{name}, {} bytes", self.len),
         }
     }

@@ -3,8 +3,8 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use crate::path::{Path, PathRef};
-use crate::storage::{Node, Storage};
+use crate::path::PathRef;
+use crate::storage::{Children, Node, Storage, listed_size};
 use crate::store::{INTRODUCE_DOMAIN, RELEASE_DOMAIN};
 
 /// The special names, which no client can make.
@@ -30,12 +30,21 @@ pub(super) fn steps<S: Storage>(old: &S, new: &S, mut each: impl FnMut(Step<'_, 
     for special in SPECIALS.map(PathRef::known) {
         compare(old, new, special, &mut each);
     }
-    let mut open: Vec<Path> = Vec::from([PathRef::known("/").to_path()]);
-    while let Some(path) = open.pop() {
-        let path = path.as_ref();
-        if !new.shares(old, path) {
-            open.extend(children(old, new, path, &mut each));
-            compare(old, new, path, &mut each);
+    // The path of the node before, and the nodes to come, each with how much of that path is its parent's.
+    let mut path = String::new();
+    let mut open = Vec::from([(0, String::new())]);
+    while let Some((above, name)) = open.pop() {
+        path.truncate(above);
+        if !name.is_empty() {
+            path.push('/');
+            path.push_str(&name);
+        }
+        let at = PathRef::known(if path.is_empty() { "/" } else { &path });
+        if !new.shares(old, at) {
+            children(old, new, at, &mut each, |name| {
+                open.push((path.len(), name.into()))
+            });
+            compare(old, new, at, &mut each);
         }
     }
 }
@@ -56,41 +65,63 @@ fn compare<S: Storage>(
     }
 }
 
-/// Compares the lists of children of a node that is in both; gives those that are in both, too. Children are added at the end of the
-/// list only, so what was there and stayed stands first in the new one, in the old order.
+/// Compares the lists of children of a node that is in both; tells of those that are in both and may differ, too. Children are added at the
+/// end of the list only, so what was there and stayed stands first in the new one, in the old order.
 fn children<S: Storage>(
     old: &S,
     new: &S,
     path: PathRef<'_>,
     each: &mut impl FnMut(Step<'_, S::Child>),
-) -> Vec<Path> {
-    let (before, after) = (names(old, path), names(new, path));
-    let mut after = after.into_iter().peekable();
-    let mut kept = Vec::new();
-    for name in before {
+    mut kept: impl FnMut(&str),
+) {
+    let (Some(before), Some(after)) = (old.get(path), new.get(path)) else {
+        return;
+    };
+    let (mut before, mut after) = (Names::of(before), Names::of(after));
+    while let Some(name) = before.next() {
         let child = path.join(&name);
-        if after.next_if_eq(&name).is_some() {
-            kept.push(child);
-        } else {
+        if after.peek().as_deref() != Some(&*name) {
             each(Step::Cut(child.as_ref()));
+            continue;
+        }
+        after.next();
+        if !new.shares(old, child.as_ref()) {
+            kept(&name);
         }
     }
-    for name in after {
+    while let Some(name) = after.next() {
         new.walk(path.join(&name).as_ref(), |path, node| {
             let is_new = true;
             each(Step::Set { path, node, is_new });
         });
     }
-    kept
 }
 
-fn names<S: Storage>(nodes: &S, path: PathRef<'_>) -> Vec<String> {
-    let mut names = Vec::new();
-    if let Some(node) = nodes.get(path) {
-        node.children().names_from(0, |name, _| {
-            names.push(name.into());
-            true
-        });
+/// The names of a node's children, one at a time.
+struct Names<'a, T: Clone> {
+    children: &'a Children<T>,
+    /// Where the next one begins in their list.
+    at: usize,
+}
+
+impl<'a, T: Clone> Names<'a, T> {
+    fn of(node: &'a Node<T>) -> Self {
+        let children = node.children();
+        Self { children, at: 0 }
     }
-    names
+
+    fn peek(&self) -> Option<String> {
+        let mut next = None;
+        self.children.names_from(self.at, |name, _| {
+            next = Some(name.into());
+            false
+        });
+        next
+    }
+
+    fn next(&mut self) -> Option<String> {
+        let next = self.peek()?;
+        self.at = self.at.saturating_add(listed_size(&next));
+        Some(next)
+    }
 }

@@ -100,6 +100,11 @@ impl ChangeLog {
         self.dropped_bytes.saturating_add(wide(self.bytes.len()))
     }
 
+    /// Bytes that are kept.
+    pub(crate) fn len(&self) -> u64 {
+        wide(self.bytes.len())
+    }
+
     /// At most so many bytes from a position on, or from the first one that is kept, with where they begin. `None` if the position is behind
     /// the end.
     pub(crate) fn read(&self, from: u64, most: usize) -> Option<(u64, String)> {

@@ -11,6 +11,13 @@ use super::map::{Map, Weigh};
 /// Up to this many children are found by looking through the list; more have an index.
 const FEW_MAX: usize = 16;
 
+/// How many children a walk that goes down to each holds at a time.
+const SOME: usize = 64;
+
+/// Where in the list of children a walk is: at its beginning, or further on.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Cursor(usize);
+
 /// The children of a node, each with what its storage keeps for it; a node that has none owns no memory for them.
 #[derive(Clone)]
 pub(crate) struct Children<T>(Option<Rc<List<T>>>);
@@ -113,7 +120,8 @@ pub(crate) fn digest_bytes(bytes: &[u8]) -> u64 {
     mix(words.fold(0, mix), rest)
 }
 
-pub(super) fn mix(digest: u64, word: u64) -> u64 {
+/// Mixes one word more into the digest of those before it.
+pub(crate) fn mix(digest: u64, word: u64) -> u64 {
     /// Odd, without a pattern: the fraction of the golden ratio.
     const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
     (digest.rotate_left(5) ^ word).wrapping_mul(FACTOR)
@@ -173,6 +181,27 @@ impl<T: Clone> Children<T> {
         let few = few.map(|(key, item)| (&key.text, item));
         let many = many.into_iter().flat_map(Index::iter);
         few.chain(many.map(|(key, aged)| (&key.text, &aged.item)))
+    }
+
+    /// Some of the children in order of creation; gives where to go on, if there are more.
+    pub(super) fn some_from<'a>(
+        &'a self,
+        from: Cursor,
+        mut each: impl FnMut(&'a Rc<str>, &'a T),
+    ) -> Option<Cursor> {
+        let Some(List::Many(many)) = self.0.as_deref() else {
+            self.iter().for_each(|(name, item)| each(name, item));
+            return None;
+        };
+        let (names, _) = many.by_age.iter_from(from.0);
+        let mut at = from.0;
+        for (_, name) in names.take(SOME) {
+            at = at.saturating_add(listed_size(name));
+            if let Some(item) = self.get(name) {
+                each(name, item);
+            }
+        }
+        (at < many.by_age.weight()).then_some(Cursor(at))
     }
 
     /// The children in order of creation.

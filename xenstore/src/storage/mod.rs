@@ -23,7 +23,7 @@ use crate::path::{Components, PathRef};
 use crate::time::Instant;
 
 pub use change_log::ChangeLog;
-pub(crate) use children::{Children, digest, digest_bytes, listed_size};
+pub(crate) use children::{Children, digest, digest_bytes, listed_size, mix as mix_word};
 pub use flat::FlatMap;
 pub(crate) use index::{Digested, Index};
 pub use journaled::Journaled;

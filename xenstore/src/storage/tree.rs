@@ -6,6 +6,7 @@ use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use super::children::Cursor;
 use super::{Branch, Children, Leaf, Node, Seed, Storage};
 use crate::acl::{Acl, Incarnation};
 use crate::bugs;
@@ -131,29 +132,36 @@ impl Storage for Tree {
         let Some(first) = self.start(top).descend(top.components()) else {
             return;
         };
-        // The path of the node before, and the nodes to come, each with how much of that path is its parent's.
+        // The path of the node before; and what is to come: nodes, each with how much of that path is its parent's, and behind the first
+        // children of a node those that follow them.
         let mut path = String::from(top.as_str());
         each(top, &first.0);
         let mut open = Vec::new();
         let root = if top.is_root() { 0 } else { path.len() };
-        let mut node = (first, root);
-        loop {
-            let (limb, own) = node;
-            let below = limb.0.children.in_order();
-            open.extend(
-                below
-                    .into_iter()
-                    .rev()
-                    .map(|(name, child)| (own, name, child)),
-            );
-            let Some((above, name, child)) = open.pop() else {
-                return;
-            };
-            path.truncate(above);
-            path.push('/');
-            path.push_str(name);
-            each(PathRef::known(&path), &child.0);
-            node = (child, path.len());
+        open.push(Ahead::Children(root, first, Cursor::default()));
+        while let Some(next) = open.pop() {
+            match next {
+                Ahead::Children(above, limb, from) => {
+                    let first = open.len();
+                    let rest = limb.0.children.some_from(from, |name, child| {
+                        open.push(Ahead::Node(above, name, child));
+                    });
+                    let added = open.get_mut(first..).unwrap_or_default();
+                    added.reverse();
+                    if let Some(rest) = rest {
+                        open.insert(first, Ahead::Children(above, limb, rest));
+                    }
+                }
+                Ahead::Node(above, name, child) => {
+                    path.truncate(above);
+                    path.push('/');
+                    path.push_str(name);
+                    each(PathRef::known(&path), &child.0);
+                    if !child.0.children.is_empty() {
+                        open.push(Ahead::Children(path.len(), child, Cursor::default()));
+                    }
+                }
+            }
         }
     }
 
@@ -164,6 +172,12 @@ impl Storage for Tree {
             }
         }
     }
+}
+
+/// What a walk has before it.
+enum Ahead<'a> {
+    Node(usize, &'a Rc<str>, &'a Limb),
+    Children(usize, &'a Limb, Cursor),
 }
 
 impl Tree {

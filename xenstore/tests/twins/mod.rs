@@ -9,9 +9,9 @@ use crate::{
     step, transactions,
 };
 use proptest::prelude::*;
-use xenstore::state::{Format, HostLink, Records};
+use xenstore::state::{Format, HostLink, Records, Size};
 use xenstore::{
-    ConnId, DomId, Features, FlatMap, Journaled, Quota, Server, Settings, Storage, Tree,
+    ConnId, DomId, Features, FlatMap, Instant, Journaled, Quota, Server, Settings, Storage, Tree,
 };
 
 /// Between two things that a host does another instance may take over each so often.
@@ -273,6 +273,7 @@ impl<S: Storage> Twins<S> {
 
 /// Another instance takes over: what it writes then is what the first one wrote.
 fn replace<S: Storage>(machine: &mut Machine<S>) {
+    is_foreseen(&mut machine.server);
     let stream = export(&machine.server, machine);
     let restored = Server::<S>::import(&stream, settings(), machine.now).unwrap();
     assert!(restored.is_own && restored.skipped.is_empty());
@@ -292,6 +293,7 @@ fn replace<S: Storage>(machine: &mut Machine<S>) {
             link.conn = *conn;
         }
     }
+    is_foreseen(&mut machine.server);
     let again = export(&machine.server, machine);
     if stream != again {
         let (before, after) = (lines(&stream), lines(&again));
@@ -302,6 +304,20 @@ fn replace<S: Storage>(machine: &mut Machine<S>) {
         panic!("the second stream differs from the first: {differ:#?}");
     }
 }
+
+/// The stream is not longer than the server says without looking at everything, and not so much shorter that its word were of no use.
+fn is_foreseen<S: Storage>(server: &mut Server<S>) {
+    let mut size = Size::default();
+    let nothing = |_: ConnId| HostLink::default();
+    server.export(Format::Own, Instant(0), &nothing, &mut size);
+    let (Size(size), estimate) = (size, server.stream_estimate());
+    assert!(size <= estimate, "{size} bytes, {estimate} are foreseen");
+    let most = size * 8 + FORESEEN_MORE;
+    assert!(estimate <= most, "{size} bytes, {estimate} are foreseen");
+}
+
+/// Bytes more than are needed that may be foreseen for a few domains.
+const FORESEEN_MORE: u64 = 96 * 1024;
 
 fn export<S: Storage>(server: &Server<S>, machine: &Machine<S>) -> Vec<u8> {
     let mut stream = Vec::new();

@@ -19,6 +19,8 @@ const IMAGE: ImageLayout = ImageLayout {
     text: range(0x2400, 0x2800),
     sealed: range(0x2800, 0x2c00),
     data: range(0x2c00, 0x4000),
+    kept: range(0x3800, 0x3c00),
+    restart_entry: 0x2400,
     stack_guard: 0x3000,
     build_id: &[],
 };

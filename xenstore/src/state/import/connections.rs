@@ -30,6 +30,7 @@ pub(super) struct Client<'s> {
     pub(super) lost: Numbers<'s>,
     pub(super) outstanding: Numbers<'s>,
     pub(super) begun: &'s [u8],
+    pub(super) crashes: u8,
 }
 
 impl<'s, S: Storage> Import<'s, S> {
@@ -128,6 +129,7 @@ impl<'s, S: Storage> Import<'s, S> {
         client: &Client<'s>,
     ) {
         connection.stopped = client.is_stopped;
+        connection.crashes = client.crashes;
         connection.requests = client.requests;
         connection.late = client.late;
         connection.served = Served(client.served);

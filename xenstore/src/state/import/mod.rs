@@ -24,6 +24,7 @@ use super::records::{Record, Records};
 use super::{Damage, HostGlobal, Restored, RestoredLink, StateError};
 use crate::acl::{Acl, Incarnation};
 use crate::counters;
+use crate::crash::Crash;
 use crate::features::Features;
 use crate::ids::{ConnId, DomId, Ticket, TxId};
 use crate::server::{Question, Server, Settings};
@@ -31,9 +32,11 @@ use crate::storage::Storage;
 use crate::time::Instant;
 use crate::transaction::Transaction;
 use crate::watch::WatchId;
+use crate::wire::Header;
 
 use connections::Client;
 use messages::Unsent;
+use nodes::Mark;
 use outline::{Known, Outline};
 
 /// Transactions of connections of which we are not told where they were counting begin with the number behind this, so that a request in one
@@ -58,10 +61,11 @@ impl<S: Storage> Server<S> {
         let outline = Outline::of(stream)?;
         let mut import = Import::new(settings, now, &outline);
         let mut last = None;
-        for record in Records::new(stream)? {
+        let mut records = Records::new(stream)?;
+        while let Some(record) = records.advance() {
             let record = record?;
             let at = |why| damaged(&record, why);
-            import.record(&record).map_err(at)?;
+            import.record(&record, &records.path).map_err(at)?;
             last = Some(record);
         }
         let finished = import.finish();
@@ -125,6 +129,8 @@ struct Import<'s, S: Storage> {
     wished: BTreeSet<Ticket>,
     /// The places of the counters, by name.
     counters: BTreeMap<String, usize>,
+    /// What a server left that crashed, and the request that it had not answered.
+    crash: Option<(Crash, Option<Header>)>,
 }
 
 /// What a record says of the one behind it.
@@ -134,8 +140,6 @@ struct Next<'s> {
     host: Option<&'s [u8]>,
     /// Number and depth of a watch.
     watch: Option<(u64, Option<u32>)>,
-    /// Generation of a node, and the entries of its permissions that mean domains that are no more.
-    node: Option<(u64, &'s [u8])>,
 }
 
 /// How moments in the stream become moments now.
@@ -209,6 +213,7 @@ impl<'s, S: Storage> Import<'s, S> {
             notes: Vec::new(),
             wished: BTreeSet::new(),
             counters: counters::places(),
+            crash: None,
         };
         for (domid, known) in &outline.domains {
             import.meet(*domid, known);
@@ -242,7 +247,8 @@ impl<'s, S: Storage> Import<'s, S> {
         }
     }
 
-    fn record(&mut self, record: &Record<'s>) -> Result<(), Damage> {
+    /// Takes a record; `path` is the whole path of one that has only how it differs.
+    fn record(&mut self, record: &Record<'s>, path: &str) -> Result<(), Damage> {
         match &record.content {
             Content::End => Ok(()),
             Content::Global(global) => {
@@ -254,7 +260,9 @@ impl<'s, S: Storage> Import<'s, S> {
             Content::Connection(connection) => self.connection(connection),
             Content::Watch(watch) => self.watch(watch),
             Content::Transaction(open) => self.opaque(open),
-            Content::Node(node) if node.conn == 0 => self.node(node),
+            Content::Node(node) if node.conn == 0 => {
+                self.node(node.path, node.permissions, node.value, Mark::default())
+            }
             Content::Node(node) => self.pending(node),
             Content::Quotas(quotas) => {
                 self.quotas(quotas);
@@ -264,7 +272,7 @@ impl<'s, S: Storage> Import<'s, S> {
                 self.domain(domain);
                 Ok(())
             }
-            Content::Own(own) => self.own(own),
+            Content::Own(own) => self.own(own, path),
             Content::Unknown => {
                 if self.skipped.len() < SKIPPED_MAX || self.skipped.contains_key(&record.kind) {
                     let count = self.skipped.entry(record.kind).or_default();
@@ -311,7 +319,10 @@ impl<S: Storage> Import<'_, S> {
         self.server
             .resume_extensions()
             .map_err(|_| Damage::Policy)?;
-        if !self.is_own {
+        if let Some((Crash { blamed }, unanswered)) = self.crash {
+            self.server.go_on_after(blamed, unanswered);
+        }
+        if !self.is_own || self.crash.is_some() {
             self.wake_all();
         }
         let privileged = self.server.domains.privileged().domid;
@@ -326,6 +337,7 @@ impl<S: Storage> Import<'_, S> {
             links: self.links,
             host: self.host,
             skipped: self.skipped.into_iter().collect(),
+            crash: self.crash.map(|(crash, _)| crash),
             server: self.server,
         })
     }
@@ -378,6 +390,11 @@ impl<S: Storage> Import<'_, S> {
                 connection.owe(request, bytes);
             }
         }
+        if self.crash.is_some() {
+            for connection in self.server.connections.iter_mut() {
+                connection.outstanding.retain(|_, count| *count > 0);
+            }
+        }
         let mut all = self.server.connections.iter();
         if all.any(|connection| connection.outstanding.values().any(|count| *count == 0)) {
             return Err(Damage::Message);
@@ -386,8 +403,14 @@ impl<S: Storage> Import<'_, S> {
     }
 
     /// Whoever waits must wait for something that will come.
-    fn check_questions(&self) -> Result<(), Damage> {
+    fn check_questions(&mut self) -> Result<(), Damage> {
         let questions = &self.server.questions;
+        if self.crash.is_some() {
+            for connection in self.server.connections.iter_mut() {
+                let is_asked = |ticket: &mut Ticket| !questions.contains_key(ticket);
+                connection.waiting.take_if(is_asked);
+            }
+        }
         if questions.len() != self.wished.len() {
             return Err(Damage::Reference);
         }

@@ -7,7 +7,7 @@ use super::super::Damage;
 use super::super::record::{self, Permission, Permissions};
 use super::super::snapshot::SPECIALS;
 use crate::acl::{Acl, Entry, Holder, Incarnation};
-use crate::effects::cost;
+use crate::effects::{Charge, cost};
 use crate::ids::{DomId, Generation};
 use crate::path::PathRef;
 use crate::quota::Quota;
@@ -15,21 +15,34 @@ use crate::storage::{Seed, Storage, Value};
 
 use super::{Import, text};
 
+/// What only our own records say of a node.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Mark<'s> {
+    pub(super) generation: u64,
+    /// The entries of its permissions that mean domains that are no more.
+    pub(super) departed: &'s [u8],
+}
+
 impl<'s, S: Storage> Import<'s, S> {
-    pub(super) fn node(&mut self, read: &record::Node<'s>) -> Result<(), Damage> {
+    pub(super) fn node(
+        &mut self,
+        written: &str,
+        permissions: Permissions<'s>,
+        value: &'s [u8],
+        mark: Mark<'s>,
+    ) -> Result<(), Damage> {
         self.flush()?;
-        let (generation, departed) = self.next.node.take().unwrap_or_default();
-        let acl = self.acl(read.permissions, departed)?;
-        let path = PathRef::known(read.path);
+        let acl = self.acl(permissions, mark.departed)?;
+        let path = PathRef::known(written);
         let seed = Seed {
-            value: Value::new(read.value),
+            value: Value::new(value),
             acl: Rc::clone(&acl),
-            generation: Generation(generation),
+            generation: Generation(mark.generation),
         };
         self.nodes = self.nodes.saturating_add(1);
         let above = if path.is_special() {
             let mut known = SPECIALS.into_iter();
-            let special = known.find(|name| *name == read.path).ok_or(Damage::Path)?;
+            let special = known.find(|name| *name == written).ok_or(Damage::Path)?;
             if !self.seen_specials.insert(special) {
                 return Err(Damage::Duplicate);
             }
@@ -50,7 +63,7 @@ impl<'s, S: Storage> Import<'s, S> {
                 Damage::Parent
             })?
         };
-        self.charge(path, &acl, read.value, above);
+        self.charge(path, &acl, value, above);
         Ok(())
     }
 
@@ -69,8 +82,14 @@ impl<'s, S: Storage> Import<'s, S> {
         value: &[u8],
         above: Incarnation,
     ) {
-        let cost = cost(path, &Value::new(value), acl).unsigned_abs();
+        let cost = cost(path, &Value::new(value), acl);
         let owner = acl.owner();
+        let charge = Charge {
+            nodes: 1,
+            bytes: cost,
+        };
+        self.server.store.sums.add(charge);
+        let cost = cost.unsigned_abs();
         if let Some(domain) = self.server.domains.alive_mut(owner) {
             domain.usage.nodes = domain.usage.nodes.saturating_add(1);
             domain.usage.node_bytes = domain.usage.node_bytes.saturating_add(cost);

@@ -4,6 +4,7 @@ use super::super::Damage;
 use super::super::own::Own;
 use crate::conflict::{CHANGES_MAX, GuestChange, Hold};
 use crate::connection::Connection;
+use crate::crash::{Blamed, Crash};
 use crate::ids::{DomId, EvtchnPort, Generation, Ticket};
 use crate::live_update::Unanswered;
 use crate::memory::Supply;
@@ -19,9 +20,10 @@ use crate::wire::Header;
 use super::Import;
 use super::connections::Client;
 use super::messages::MessageMark;
+use super::nodes::Mark;
 
 impl<'s, S: Storage> Import<'s, S> {
-    pub(super) fn own(&mut self, own: &Own<'s>) -> Result<(), Damage> {
+    pub(super) fn own(&mut self, own: &Own<'s>, path: &str) -> Result<(), Damage> {
         match own {
             Own::Store { .. } => self.store(own),
             Own::Peak { name, value } => {
@@ -50,12 +52,18 @@ impl<'s, S: Storage> Import<'s, S> {
                 };
                 self.message(*conn, mark)
             }
-            Own::NodeMark {
+            Own::Node {
                 generation,
+                permissions,
                 departed,
+                value,
+                ..
             } => {
-                self.next.node = Some((*generation, departed.0));
-                Ok(())
+                let mark = Mark {
+                    generation: *generation,
+                    departed: departed.0,
+                };
+                self.node(path, *permissions, value.0, mark)
             }
             Own::DomainMark { .. } => Ok(()),
             Own::Counter { .. } | Own::Refusals { .. } => self.counted(own),
@@ -74,7 +82,7 @@ impl<'s, S: Storage> Import<'s, S> {
                     Err(Damage::Digest)
                 }
             }
-            Own::Cut { .. } | Own::Set { .. } => self.step(own),
+            Own::Cut { .. } | Own::Set { .. } => self.step(own, PathRef::known(path)),
             Own::Journal {
                 dropped_bytes,
                 dropped_lines,
@@ -96,14 +104,13 @@ impl<'s, S: Storage> Import<'s, S> {
             Own::Inside { conn, transaction } => self.inside(*conn, *transaction),
             Own::Begin { .. } => self.begin(own),
             Own::End {} => self.end(),
-            Own::Request { .. }
-            | Own::Touched { .. }
-            | Own::Change { .. }
-            | Own::Charge { .. }
-            | Own::Estate { .. } => self.in_transaction(own),
+            Own::Request { .. } | Own::Touched { .. } | Own::Charge { .. } | Own::Estate { .. } => {
+                self.in_transaction(own, PathRef::known(path))
+            }
             Own::GuestChange { .. } | Own::Turn { .. } | Own::Ready { .. } => self.queue(own),
             Own::Question { .. } | Own::Wish { .. } => self.wish(own),
             Own::Update { connection, header } => self.update(*connection, header.0),
+            Own::Crash { .. } => self.crash(own),
         }
     }
 
@@ -126,6 +133,7 @@ impl<'s, S: Storage> Import<'s, S> {
             traces,
             is_noted,
             is_release_untold,
+            crashes,
             ..
         } = own
         else {
@@ -147,6 +155,7 @@ impl<'s, S: Storage> Import<'s, S> {
         server.left.next_look = self.clock.moved(next_look);
         server.traces = traces;
         server.is_release_untold = is_release_untold;
+        server.crashes = crashes;
         server.supply = match supply {
             0 => Supply::Plenty,
             1 => Supply::Scarce,
@@ -173,6 +182,7 @@ impl<'s, S: Storage> Import<'s, S> {
             lost,
             outstanding,
             begun,
+            crashes,
             ..
         } = own
         else {
@@ -196,6 +206,7 @@ impl<'s, S: Storage> Import<'s, S> {
             lost,
             outstanding,
             begun: begun.0,
+            crashes,
         });
         Ok(())
     }
@@ -297,6 +308,35 @@ impl<'s, S: Storage> Import<'s, S> {
         }
         let unanswered = &mut self.server.live_update.unanswered;
         match unanswered.replace(Unanswered { conn, header }) {
+            Some(_) => Err(Damage::Duplicate),
+            None => Ok(()),
+        }
+    }
+
+    /// The server that wrote this had crashed.
+    fn crash(&mut self, own: &Own<'s>) -> Result<(), Damage> {
+        let &Own::Crash {
+            connection,
+            domid,
+            header,
+            is_answered,
+            is_kept,
+        } = own
+        else {
+            return Ok(());
+        };
+        let header = match header.0 {
+            [] => None,
+            bytes => Some(Header::decode(*bytes.first_chunk().ok_or(Damage::Field)?)),
+        };
+        let blamed = connection.map(|number| Blamed {
+            conn: self.numbered(number),
+            domid,
+            request: header.map(|header| header.kind),
+            is_kept,
+        });
+        let unanswered = header.filter(|_| !is_answered);
+        match self.crash.replace((Crash { blamed }, unanswered)) {
             Some(_) => Err(Damage::Duplicate),
             None => Ok(()),
         }

@@ -100,7 +100,11 @@ impl<'s, S: Storage> Import<'s, S> {
         Ok(())
     }
 
-    pub(super) fn in_transaction(&mut self, own: &Own<'s>) -> Result<(), Damage> {
+    pub(super) fn in_transaction(
+        &mut self,
+        own: &Own<'s>,
+        path: PathRef<'_>,
+    ) -> Result<(), Damage> {
         let (_, _, transaction) = self.transaction.as_mut().ok_or(Damage::Reference)?;
         let domains = &self.server.domains;
         let alive = |domid| {
@@ -119,20 +123,14 @@ impl<'s, S: Storage> Import<'s, S> {
                 let answer = read_answer(*answer, *start, text.0)?;
                 transaction.keep(kind.ok_or(Damage::Field)?, payload.0, answer);
             }
-            Own::Touched { path } => {
-                let path = PathRef::known(path);
-                transaction.touch(path).map_err(|_| Damage::Duplicate)?;
-            }
-            Own::Change {
-                path,
-                is_removed,
-                made,
+            Own::Touched {
+                is_removed, made, ..
             } => {
-                let mark = Mark {
-                    removed: *is_removed,
-                    made: usize::try_from(*made).map_err(|_| Damage::Field)?,
-                };
-                transaction.log.touched.mark(PathRef::known(path), mark);
+                transaction.touch(path).map_err(|_| Damage::Duplicate)?;
+                if let Some(removed) = *is_removed {
+                    let made = usize::try_from(*made).map_err(|_| Damage::Field)?;
+                    transaction.log.touched.mark(path, Mark { removed, made });
+                }
             }
             Own::Charge {
                 domid,
@@ -143,11 +141,8 @@ impl<'s, S: Storage> Import<'s, S> {
                 .effects
                 .charge(alive(*domid)?, *nodes, *bytes),
             Own::Estate {
-                domid,
-                path,
-                is_gained,
+                domid, is_gained, ..
             } => {
-                let path = PathRef::known(path);
                 transaction
                     .log
                     .effects
@@ -159,7 +154,7 @@ impl<'s, S: Storage> Import<'s, S> {
     }
 
     /// Takes a step from one snapshot to another: to the nodes that a transaction has, or to those that the next one began with.
-    pub(super) fn step(&mut self, own: &Own<'s>) -> Result<(), Damage> {
+    pub(super) fn step(&mut self, own: &Own<'s>, path: PathRef<'_>) -> Result<(), Damage> {
         let set = match own {
             Own::Set {
                 permissions,
@@ -173,8 +168,7 @@ impl<'s, S: Storage> Import<'s, S> {
             None => self.base(),
         };
         match (own, set) {
-            (Own::Cut { path }, _) => {
-                let path = PathRef::known(path);
+            (Own::Cut { .. }, _) => {
                 let parent = path.parent().and_then(|parent| nodes.get(parent));
                 let generation = parent.ok_or(Damage::Parent)?.generation;
                 nodes.get(path).ok_or(Damage::Reference)?;
@@ -182,7 +176,6 @@ impl<'s, S: Storage> Import<'s, S> {
             }
             (
                 Own::Set {
-                    path,
                     is_new,
                     generation,
                     value,
@@ -190,7 +183,6 @@ impl<'s, S: Storage> Import<'s, S> {
                 },
                 Some(acl),
             ) => {
-                let path = PathRef::known(path);
                 let (value, generation) = (Value::new(value.0), Generation(*generation));
                 if *is_new {
                     let seed = Seed {
