@@ -35,7 +35,7 @@ install_hook() {
 # guest NAME ACCESS: a tiny guest with the disk.
 guest() {
     xl create -q -p /testbed/tiny.cfg "name=\"$1\"" 'cmdline="role=quiet"' \
-        "disk=[\"format=raw,vdev=xvda,access=$2,script=block-lease,target=/dev/loop0\"]"
+        "disk=[\"format=raw,vdev=xvda,access=$2,script=block-lease,target=/dev/loop0\"]" || return
     remember "$1" "$(xl domid "$1")"
 }
 

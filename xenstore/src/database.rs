@@ -79,8 +79,6 @@ pub(crate) struct Setting<'a> {
     pub(crate) pending: Charge,
     /// Who has a say besides the access control lists.
     pub(crate) policies: Option<&'a Policies>,
-    /// For them, whether this is part of a transaction.
-    pub(crate) is_in_transaction: bool,
     /// For them, in a transaction, the committed nodes.
     pub(crate) store: Option<&'a dyn View>,
 }
@@ -178,7 +176,6 @@ impl<S: Storage> Work<'_, '_, S> {
             seen,
             store: setting.store.unwrap_or(seen),
             domains: setting.domains,
-            is_in_transaction: setting.is_in_transaction,
             now: setting.now,
         };
         policies.check(&access, setting.counters)

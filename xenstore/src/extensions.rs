@@ -212,6 +212,24 @@ impl<S: Storage> Server<S> {
         });
     }
 
+    /// Lets the policies know what a transaction has changed that is committed.
+    #[cold]
+    pub(crate) fn tell_committed(&mut self) {
+        let committed = self.policies.take_committed();
+        if committed.is_empty() {
+            return;
+        }
+        self.with_policies(|policies, keep| {
+            for policy in policies.iter_mut() {
+                for path in &committed {
+                    if policy.wants(path.as_ref()) {
+                        policy.committed(path.as_ref(), keep);
+                    }
+                }
+            }
+        });
+    }
+
     /// Whether a client may watch a path, as far as policies are concerned.
     pub(crate) fn may_watch(&mut self, conn: ConnId, path: PathRef<'_>) -> Result<(), Errno> {
         if let Some(policies) = self.policies.more() {
@@ -247,7 +265,6 @@ impl<S: Storage> Server<S> {
             seen: &self.store.nodes,
             store: &self.store.nodes,
             domains: &self.domains,
-            is_in_transaction: false,
             now: self.now,
         };
         policies.check(&access, &connection.counters)

@@ -65,7 +65,6 @@ impl<S: Storage> Server<S> {
         let answer = self.with_setting(conn, |setting, place| match transaction {
             Some(id) => {
                 if setting.policies.is_some() {
-                    setting.is_in_transaction = true;
                     setting.store = Some(place.nodes);
                 }
                 place.transactions.execute(id, setting, kind, payload)
@@ -119,7 +118,6 @@ impl<S: Storage> Server<S> {
             absent: &connection.absent,
             pending: Charge::default(),
             policies: self.policies.more(),
-            is_in_transaction: false,
             store: None,
         };
         let place = Place {
@@ -176,7 +174,6 @@ impl<S: Storage> Server<S> {
         let (mut work, mut spare) = (0, None);
         let ended = self.with_setting(conn, |setting, place| {
             if commit {
-                setting.is_in_transaction = true;
                 let Place { nodes, watches, .. } = place;
                 let committed = place.transactions.commit(id, setting, nodes, watches);
                 work = place.transactions.take_work();
@@ -200,6 +197,9 @@ impl<S: Storage> Server<S> {
             }
         })?;
         self.commit(&mut effects);
+        if self.policies.more().is_some() {
+            self.tell_committed();
+        }
         self.note_changes(conn, &effects);
         if let Some(log) = &mut self.spare_log {
             log.reuse(effects);

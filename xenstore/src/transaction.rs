@@ -498,6 +498,9 @@ impl<S: Storage> Transaction<S> {
             self.rerun(setting, store)?;
         }
         self.check_nodes(setting)?;
+        if let Some(policies) = setting.policies {
+            policies.note_committed(self.log.touched.marked().map(|(path, _)| path));
+        }
         let mut effects = mem::take(&mut self.log.effects);
         effects.settle(&self.base, &self.nodes, &self.log.touched, watches);
         *store = mem::replace(&mut self.nodes, self.base.clone());

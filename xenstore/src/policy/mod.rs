@@ -44,6 +44,14 @@ pub trait Policy {
     /// An access that all policies let pass was answered, whether or not a transaction will ever be committed of which it is part.
     fn passed(&mut self, _passed: &Passed, _keep: &mut dyn Keep) {}
 
+    /// Whether it wants to know when a transaction that has changed this node is committed.
+    fn wants(&self, _path: PathRef<'_>) -> bool {
+        false
+    }
+
+    /// A transaction that has changed such a node is committed.
+    fn committed(&mut self, _path: PathRef<'_>, _keep: &mut dyn Keep) {}
+
     /// It begins to be looked at: at the start, after a live update, or when the administrator says so.
     fn started(&mut self, _keep: &mut dyn Keep) {}
 
@@ -147,7 +155,6 @@ pub struct Access<'a> {
     /// The committed nodes.
     pub(crate) store: &'a dyn View,
     pub(crate) domains: &'a Domains,
-    pub(crate) is_in_transaction: bool,
     pub(crate) now: Instant,
 }
 
@@ -198,12 +205,6 @@ impl<'a> Access<'a> {
     #[must_use]
     pub fn is_known(&self, domid: DomId) -> bool {
         self.domains.get(domid).is_some()
-    }
-
-    /// Whether the request is part of a transaction; also while that is merged.
-    #[must_use]
-    pub fn is_in_transaction(&self) -> bool {
-        self.is_in_transaction
     }
 
     /// When.
@@ -308,6 +309,8 @@ pub(crate) struct Policies {
     list: Vec<Installed>,
     /// What the present request was allowed, for [`Policy::passed`].
     passed: RefCell<Vec<Passed>>,
+    /// What a transaction has changed that is committed, as far as somebody wants to know.
+    committed: RefCell<Vec<Path>>,
 }
 
 struct Installed {
@@ -412,6 +415,20 @@ impl Policies {
     /// What was allowed since this was asked last.
     pub(crate) fn take_passed(&mut self) -> Vec<Passed> {
         mem::take(self.passed.get_mut())
+    }
+
+    /// Notes what a transaction has changed that is committed.
+    #[cold]
+    pub(crate) fn note_committed<'p>(&self, changed: impl Iterator<Item = PathRef<'p>>) {
+        let wants = |path: &PathRef<'_>| self.list.iter().any(|entry| entry.policy.wants(*path));
+        if let Ok(mut committed) = self.committed.try_borrow_mut() {
+            committed.extend(changed.filter(wants).map(PathRef::to_path));
+        }
+    }
+
+    /// What was committed since this was asked last.
+    pub(crate) fn take_committed(&mut self) -> Vec<Path> {
+        mem::take(self.committed.get_mut())
     }
 
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Box<dyn Policy>> {

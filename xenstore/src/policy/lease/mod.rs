@@ -26,6 +26,7 @@ use core::time::Duration;
 use super::{Access, Operation, Passed, Policy};
 use crate::extension::{Item, Keep, View, Why};
 use crate::ids::DomId;
+use crate::path::PathRef;
 use crate::time::Instant;
 use crate::wire::Errno;
 
@@ -71,6 +72,16 @@ impl Policy for Lease {
             return;
         }
         if let Some(resource) = Place::of(passed.path.as_str()).resource() {
+            self.settle(resource, keep);
+        }
+    }
+
+    fn wants(&self, path: PathRef<'_>) -> bool {
+        Place::of(path.as_str()).resource().is_some()
+    }
+
+    fn committed(&mut self, path: PathRef<'_>, keep: &mut dyn Keep) {
+        if let Some(resource) = Place::of(path.as_str()).resource() {
             self.settle(resource, keep);
         }
     }
@@ -225,9 +236,6 @@ fn bury_unknown(resource: &str, keep: &mut dyn Keep) {
 
 /// Whether a change of a node of the lease space may be.
 fn judge(access: &Access<'_>, place: &Place<'_>) -> Result<(), Refused> {
-    if access.is_in_transaction() {
-        return Err(Refused::Unsupported);
-    }
     let seen = access.seen();
     let path = access.path().as_str();
     let operation = access.operation();

@@ -76,7 +76,7 @@ pub enum Refused {
     NotHeld,
     /// This domain holds it, and is about to hand it over.
     Migrating(DomId),
-    /// The resource does not have this mode; nodes that mean nothing; leases are no part of transactions.
+    /// The resource does not have this mode; nodes that mean nothing.
     Unsupported,
     /// There are as many as there can be.
     Quota,
