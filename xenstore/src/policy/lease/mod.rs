@@ -36,6 +36,9 @@ use space::{
 };
 pub use space::{Inquiry, Mode, Move, Refused, inquire};
 
+/// Where each domain that has to do with leases has a node of its own, which nobody but the toolstack may change.
+const MARKS: &str = "/tool/xenstored/lease";
+
 /// Who is in which resources, and what has a deadline; all else is in nodes.
 #[derive(Debug, Default)]
 pub(super) struct Lease {
@@ -60,6 +63,9 @@ impl Policy for Lease {
     fn check(&self, access: &Access<'_>) -> Result<(), Errno> {
         if !access.operation().is_change() {
             return Ok(());
+        }
+        if access.path().lies_in(PathRef::known(MARKS)) && !access.is_privileged() {
+            return Err(Errno::EACCES);
         }
         match Place::of(access.path().as_str()) {
             Place::Outside => Ok(()),
@@ -130,7 +136,7 @@ impl Lease {
                 break;
             };
             if !step(resource, &state, keep) {
-                self.note(resource, &state, keep.now());
+                self.note(resource, &state, keep);
                 break;
             }
         }
@@ -141,14 +147,13 @@ impl Lease {
     }
 
     /// Notes who is in it.
-    fn note(&mut self, resource: &str, state: &Inquiry, now: Instant) {
-        let users = state.holders.iter().chain(&state.waiters);
-        let users = users.map(|(domid, _)| *domid);
-        let parties = state.moves.iter().flat_map(|next| [next.from, next.to]);
-        for domid in users.chain(parties) {
+    fn note(&mut self, resource: &str, state: &Inquiry, keep: &mut dyn Keep) {
+        let now = keep.now();
+        for domid in parties(state) {
             let places = self.users.entry(domid).or_default();
             if !places.contains(resource) {
                 places.insert(resource.to_string());
+                mark(domid, keep);
             }
         }
         for next in &state.moves {
@@ -179,14 +184,14 @@ fn step(resource: &str, state: &Inquiry, keep: &mut dyn Keep) -> bool {
     if !holds && state.in_the_way(domid, mode).is_some() {
         return false;
     }
+    let waits = format!("{resource}/{WAIT}/{domid}");
     if !holds {
-        keep.give(
-            &format!("{resource}/{HOLDER}/{domid}"),
-            mode.name().as_bytes(),
-            domid,
-        );
+        // Whoever asked may give it back.
+        let owner = keep.view().owner(&waits).unwrap_or_default();
+        let held = format!("{resource}/{HOLDER}/{domid}");
+        keep.give(&held, mode.name().as_bytes(), owner);
     }
-    keep.remove(&format!("{resource}/{WAIT}/{domid}"));
+    keep.remove(&waits);
     true
 }
 
@@ -223,15 +228,34 @@ fn bury_unknown(resource: &str, keep: &mut dyn Keep) {
     let Ok(state) = inquire(keep.view(), resource) else {
         return;
     };
-    let users = state.holders.iter().chain(&state.waiters);
-    let users = users.map(|(domid, _)| *domid);
-    let parties = state.moves.iter().flat_map(|next| [next.from, next.to]);
-    let all: BTreeSet<DomId> = users.chain(parties).collect();
-    for domid in all {
-        if !keep.is_known(domid) {
+    for domid in parties(&state) {
+        if keep.view().owner(&mark_of(domid)) != Some(domid) {
             release(resource, domid, keep);
         }
     }
+}
+
+/// The domains that have to do with a resource.
+fn parties(state: &Inquiry) -> BTreeSet<DomId> {
+    let users = state.holders.iter().chain(&state.waiters);
+    let users = users.map(|(domid, _)| *domid);
+    let movers = state.moves.iter().flat_map(|next| [next.from, next.to]);
+    users.chain(movers).collect()
+}
+
+/// A node that a domain owns goes with it, even while nobody looks: so another one with the same domid is not taken for it.
+fn mark(domid: DomId, keep: &mut dyn Keep) {
+    let node = mark_of(domid);
+    if keep.view().value(MARKS).is_none() {
+        keep.write(MARKS, b"");
+    }
+    if keep.view().owner(&node) != Some(domid) {
+        keep.give(&node, b"", domid);
+    }
+}
+
+fn mark_of(domid: DomId) -> String {
+    format!("{MARKS}/{domid}")
 }
 
 /// Whether a change of a node of the lease space may be.

@@ -4,7 +4,14 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use super::space::{Inquiry, Mode, Move, RESOURCES_MAX, Refused, SPACES_MAX, USERS_MAX, inquire};
+use core::time::Duration;
+
+use proptest::prelude::*;
+use proptest::sample::select;
+
+use super::space::{
+    HOLDER, Inquiry, MOVE, Mode, Move, RESOURCES_MAX, Refused, SPACES_MAX, USERS_MAX, WAIT, inquire,
+};
 use super::{acquire, give_back, stand_in_line};
 use crate::ids::{ConnId, DomId, Identity, UniqueId};
 use crate::policy;
@@ -46,8 +53,13 @@ impl Host {
     }
 
     fn ask(&mut self, kind: Kind, payload: &[u8]) -> Result<(), Errno> {
+        self.ask_in(0, kind, payload)
+    }
+
+    fn ask_in(&mut self, tx_id: u32, kind: Kind, payload: &[u8]) -> Result<(), Errno> {
         let header = Header {
             kind: kind.number(),
+            tx_id,
             len: u32::try_from(payload.len()).unwrap(),
             ..Header::default()
         };
@@ -219,4 +231,181 @@ fn a_deadline_is_kept_by_the_next_instance() {
     host.server.handle_timeout(Instant(10_000_000_000));
     assert_eq!(host.state("/lease/disk/x").moves, []);
     assert_eq!(host.state("/lease/disk/x").holders.len(), 1);
+}
+
+/// What may happen to two resources and four domains.
+#[derive(Clone, Debug)]
+enum Step {
+    /// WRITE in a folder, in an open transaction or not.
+    Write(&'static str, &'static str, u16, &'static str),
+    Remove(&'static str, &'static str, u16),
+    /// WRITE or RM of the resource itself.
+    Register(&'static str, &'static str),
+    Unregister(&'static str),
+    Move(&'static str, u16, u16, u32),
+    Begin,
+    End(bool),
+    Dies(u16),
+    Passes(u64),
+    Replaced,
+    /// The policy is taken away, and set again after this domain has died.
+    Unwatched(u16),
+}
+
+const RESOURCES: [&str; 2] = ["/lease/disk/x", "/lease/disk/y"];
+const DOMAINS: u16 = 4;
+
+fn step() -> impl Strategy<Value = Step> {
+    let resource = || select(&RESOURCES[..]);
+    let domid = || 1..=DOMAINS;
+    let mode = || select(vec!["exclusive", "shared", "read-only"]);
+    let folder = || select(vec![HOLDER, HOLDER, WAIT]);
+    prop_oneof![
+        10 => (resource(), folder(), domid(), mode())
+            .prop_map(|(resource, folder, domid, mode)| Step::Write(resource, folder, domid, mode)),
+        6 => (resource(), select(vec![HOLDER, HOLDER, WAIT, MOVE]), domid())
+            .prop_map(|(resource, folder, domid)| Step::Remove(resource, folder, domid)),
+        1 => (resource(), select(vec!["exclusive", "exclusive,shared,read-only", "shared,read-only"]))
+            .prop_map(|(resource, modes)| Step::Register(resource, modes)),
+        1 => resource().prop_map(Step::Unregister),
+        3 => (resource(), domid(), domid(), 1..5_u32)
+            .prop_map(|(resource, from, to, seconds)| Step::Move(resource, from, to, seconds)),
+        2 => Just(Step::Begin),
+        2 => any::<bool>().prop_map(Step::End),
+        2 => domid().prop_map(Step::Dies),
+        2 => (0..3_000_u64).prop_map(Step::Passes),
+        1 => Just(Step::Replaced),
+        1 => domid().prop_map(Step::Unwatched),
+    ]
+}
+
+/// Lives of domains, each with a domid that it may share with earlier ones.
+struct Story {
+    host: Host,
+    lives: [u128; DOMAINS as usize + 1],
+    transaction: u32,
+}
+
+impl Story {
+    fn new() -> Self {
+        let mut host = Host::new(DOMAINS);
+        for resource in RESOURCES {
+            host.write(resource, "exclusive,shared,read-only").unwrap();
+        }
+        Self {
+            host,
+            lives: std::array::from_fn(|domid| identity(u16::try_from(domid).unwrap()).unique.0),
+            transaction: 0,
+        }
+    }
+
+    fn ask(&mut self, kind: Kind, payload: &[u8]) {
+        let tx_id = self.transaction;
+        // Refused or not: what must be true is looked at after it.
+        _ = self.host.ask_in(tx_id, kind, payload);
+    }
+
+    fn dies(&mut self, domid: u16) {
+        let life = &mut self.lives[usize::from(domid)];
+        let identity = |unique| Identity {
+            domid: DomId::new(domid),
+            unique: UniqueId(unique),
+        };
+        let dead = DomainEvent::Dead(identity(*life));
+        self.host.server.handle_domains(&[dead], u32::MAX, false);
+        *life += 1000;
+        self.host.server.open_domain(identity(*life));
+    }
+
+    fn take(mut self, step: &Step) -> Self {
+        match step {
+            Step::Write(resource, folder, domid, mode) => {
+                let payload = format!("{resource}/{folder}/{domid}\0{mode}");
+                self.ask(Kind::Write, payload.as_bytes());
+            }
+            Step::Remove(resource, folder, domid) => {
+                let payload = format!("{resource}/{folder}/{domid}\0");
+                self.ask(Kind::Rm, payload.as_bytes());
+            }
+            Step::Register(resource, modes) => {
+                self.ask(Kind::Write, format!("{resource}\0{modes}").as_bytes());
+            }
+            Step::Unregister(resource) => self.ask(Kind::Rm, format!("{resource}\0").as_bytes()),
+            Step::Move(resource, from, to, seconds) => {
+                let payload = format!("{resource}/move/{from}\0{to} {seconds}");
+                self.ask(Kind::Write, payload.as_bytes());
+            }
+            Step::Begin if self.transaction == 0 => {
+                _ = self.host.ask(Kind::TransactionStart, b"\0");
+                let dom0 = self.host.server.connections.get(self.host.dom0).unwrap();
+                self.transaction = dom0.transactions.last.unwrap().get();
+            }
+            Step::Begin => {}
+            Step::End(commit) => {
+                let word: &[u8] = if *commit { b"T\0" } else { b"F\0" };
+                self.ask(Kind::TransactionEnd, word);
+                self.transaction = 0;
+            }
+            Step::Dies(domid) => self.dies(*domid),
+            Step::Passes(ms) => {
+                let now = self.host.server.now.after(Duration::from_millis(*ms));
+                self.host.server.handle_timeout(now);
+            }
+            Step::Replaced => self.host = self.host.replaced(),
+            Step::Unwatched(domid) => {
+                _ = self.host.ask(Kind::Control, b"policy\0set\0legacy\0");
+                self.dies(*domid);
+                _ = self.host.ask(Kind::Control, b"policy\0set\0legacy,lease\0");
+            }
+        }
+        self
+    }
+
+    /// What must be true after every step.
+    fn check(&self) -> Result<(), TestCaseError> {
+        for resource in RESOURCES {
+            let state = match inquire(&self.host.server.store.nodes, resource) {
+                Ok(state) => state,
+                Err(refused) => {
+                    prop_assert_eq!(refused, Refused::NotRegistered);
+                    continue;
+                }
+            };
+            for (domid, mode) in &state.holders {
+                prop_assert!(state.modes.contains(mode), "{:?}", state);
+                prop_assert_eq!(state.in_the_way(*domid, *mode), None);
+            }
+            if let Some((domid, mode)) = state.waiters.first() {
+                prop_assert!(state.in_the_way(*domid, *mode).is_some(), "{:?}", state);
+            }
+            for next in &state.moves {
+                prop_assert!(state.mode_of(next.from).is_some(), "{:?}", state);
+                prop_assert!(state.mode_of(next.to).is_none(), "{:?}", state);
+            }
+        }
+        Ok(())
+    }
+}
+
+proptest! {
+    #[test]
+    fn whatever_happens_leases_are_what_they_say(steps in prop::collection::vec(step(), 1..80)) {
+        let mut story = Story::new();
+        for step in &steps {
+            let died = match step {
+                Step::Dies(domid) | Step::Unwatched(domid) => Some(DomId::new(*domid)),
+                _ => None,
+            };
+            story = story.take(step);
+            story.check()?;
+            for state in RESOURCES.map(|resource| inquire(&story.host.server.store.nodes, resource)) {
+                let (Some(died), Ok(state)) = (died, state) else {
+                    continue;
+                };
+                prop_assert!(state.mode_of(died).is_none() && !state.waits(died));
+                prop_assert!(state.moves.iter().all(|next| next.from != died && next.to != died));
+            }
+        }
+        prop_assert_eq!(story.host.ask(Kind::Control, b"check\0"), Ok(()));
+    }
 }
