@@ -26,8 +26,11 @@ const CONSTANT: u64 = 64 * 1024;
 /// Bytes that writing takes at its peak, at most.
 const PEAK_MAX: usize = 160 * 1024;
 
+/// Makes a guest's part of a state.
+type Make = fn(&mut Store, u16);
+
 /// What a state is made of, and what each guest does for it.
-const STATES: [(&str, fn(&mut Store, u16)); 9] = [
+const STATES: [(&str, Make); 9] = [
     ("typical guests", typical),
     ("nodes as deep as can be", deep),
     ("4 KB values", values),

@@ -214,12 +214,13 @@ impl Config {
 
     fn set_storage(&mut self, value: &[u8]) -> Result<(), Why> {
         self.storage = match StorageKind::parse(value)? {
-            // Each further one would make the image larger by a fifth.
             StorageKind {
                 is_flat: true,
                 is_journaled: true,
-            } => return Err("the image keeps a journal of a tree only"),
-            storage => storage,
+            } => return Err("images keep a journal of a tree only"),
+            storage if storage == StorageKind::default() => storage,
+            storage if cfg!(any(feature = "storages", test)) => storage,
+            _ => return Err("this image has the tree only"),
         };
         Ok(())
     }

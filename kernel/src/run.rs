@@ -8,10 +8,9 @@ use alloc::string::String;
 
 use log::{info, warn};
 use xenstore::state::{Format, Restored};
-use xenstore::{
-    DomId, FlatMap, Instant, Journaled, Progress, Server, Settings, Storage, StorageKind, Tree,
-    UpdatePlan,
-};
+use xenstore::{DomId, Instant, Progress, Server, Settings, Storage, Tree, UpdatePlan};
+#[cfg(feature = "storages")]
+use xenstore::{FlatMap, Journaled, StorageKind};
 
 use crate::boot_info::BootInfo;
 use crate::config::Config;
@@ -29,13 +28,15 @@ pub fn run(boot: BootInfo) -> ! {
     let config = Config::parse(boot.command_line.as_bytes()).unwrap_or_else(|error| crash(error));
     apply(&config);
     let machine = Machine::start(ground, config.event_abi).unwrap_or_else(|error| crash(error));
+    #[cfg(feature = "storages")]
     match config.storage {
         StorageKind { is_flat: true, .. } => start::<FlatMap>(machine, &config),
         StorageKind {
             is_journaled: true, ..
         } => start::<Journaled<Tree>>(machine, &config),
-        _ => start::<Tree>(machine, &config),
+        _ => {}
     }
+    start::<Tree>(machine, &config)
 }
 
 fn start<S: Storage + 'static>(machine: Machine, config: &Config) -> ! {
@@ -58,13 +59,15 @@ pub fn run_again(handover: Handover) -> ! {
     let config = Config::parse_again(handover.command_line().as_ref().as_bytes())
         .unwrap_or_else(|error| crash(error));
     apply(&config);
+    #[cfg(feature = "storages")]
     match config.storage {
         StorageKind { is_flat: true, .. } => go_on::<FlatMap>(ground, &config, &handover),
         StorageKind {
             is_journaled: true, ..
         } => go_on::<Journaled<Tree>>(ground, &config, &handover),
-        _ => go_on::<Tree>(ground, &config, &handover),
+        _ => {}
     }
+    go_on::<Tree>(ground, &config, &handover)
 }
 
 fn go_on<S: Storage + 'static>(ground: Ground, config: &Config, handover: &Handover) -> ! {

@@ -1,4 +1,5 @@
-# The scenario of live update: the store is replaced while it serves, by an image like it and by others, and survives its own crashes.
+# The scenario of live update and restart: the store is replaced while it serves, by images like it and by others, well and badly, and
+# survives its own crashes. Guests that check every reply and event are served all the time.
 # shellcheck disable=SC2317 # steps are called by name
 
 # shellcheck source=testbed/dom0/steps.sh
@@ -8,18 +9,171 @@
 # shellcheck source=testbed/dom0/domains.sh
 . /testbed/domains.sh
 
+readonly image=/testbed/ferrostore.elf
+readonly other=/testbed/ferrostore-inject.elf
+readonly old=/testbed/ferrostore-old-stream.elf
+# Guests that check, and updates under their load: as many as the host's word says.
+readonly guests=8
+rounds=$(cat /testbed/rounds)
+# Crashes of both kinds: in a request, which costs its connection or, of the toolstack, gets EIO; and elsewhere.
+readonly crashes="panic ud2 readonly stack memory allocator loop"
+
 main() {
     report "up"
     step 40 "init-xenstore-domain starts the store's domain" start_store || finish
     step 20 "xen-init-dom0 and xenconsoled start" start_services || finish
-    step 60 "xenstore-control live-update replaces it by an image like it" update_to_same
+    step 60 "xenstore-control live-update replaces it by an image like it" update_to_same || finish
+
+    step 120 "$guests guests check all that they are answered" start_guests || finish
+    step 20 "a file that is no image is refused" refused_file
+    step 60 "so is a damaged image, and one that is too large" refused_images
+    step 40 "an image that meets an exception at its first instruction gives way" gives_way exception "met exception 6"
+    step 40 "so does one that panics" gives_way panic "asked for, at entry"
+    step 60 "and one that never accepts" gives_way hang "did not accept in time"
+    step 60 "an update is given up by -a" aborted
+    step 60 "an image that reads version 1 only: what it cannot carry is told, and it takes over if forced" to_old_and_back
+    step $((60 + rounds * 30)) "$rounds updates in a row under load, to another image and back" many_updates
+    step 60 "nothing was lost, doubled or out of order" nothing_wrong
+
+    step 40 "the other image again, which crashes on demand" update_to "$other"
+    for kind in $crashes; do
+        step 60 "it crashes ($kind) and goes on" crashed "$kind"
+    done
+    step 60 "nothing was lost, doubled or out of order" nothing_wrong
+    step 40 "an update to the first image, after the crashes" update_to "$image"
+    step 90 "all guests are destroyed, and nothing is left of them" end_guests
     finish
 }
 
 update_to_same() {
     xenstore-write /testbed/key before
-    xenstore-control live-update /testbed/ferrostore.elf
+    update_to "$image"
     expect "value" before "$(xenstore-read /testbed/key)"
+}
+
+# update_to IMAGE [OPTION]...
+update_to() {
+    file=$1
+    shift
+    xenstore-control live-update "$@" "$file"
+    echo "note: $(last_pause)"
+}
+
+# What the store said last of how long it answered nobody.
+last_pause() { tr -d '\r' <"$console-Xenstore.log" | sed -n 's/^.*\] ready; \(.*\)$/\1/p' | tail -n 1; }
+
+start_guests() {
+    for n in $(seq $guests); do
+        tiny "check$n" checks
+        xl unpause "check$n"
+    done
+    for n in $(seq $guests); do
+        eventually 60 has_checked "check$n"
+    done
+}
+
+has_checked() { xenstore-read "/local/domain/$(recall "$1")/data/checked" >/dev/null 2>&1; }
+
+rounds_of() { xenstore-read "/local/domain/$(recall "check$1")/data/checked" | sed 's/ .*//'; }
+
+# Every guest makes progress, and has found nothing wrong.
+nothing_wrong() {
+    total=0
+    for n in $(seq $guests); do
+        remember "rounds$n" "$(rounds_of "$n")"
+    done
+    for n in $(seq $guests); do
+        eventually 50 has_gone_on "$n"
+        checked=$(xenstore-read "/local/domain/$(recall "check$n")/data/checked")
+        expect "check$n" 0 "$(echo "$checked" | sed 's/.*rounds, \(.*\) wrong/\1/')"
+        total=$((total + $(recall "rounds$n")))
+    done
+    expect "check" OK "$(xenstore-control check)"
+    echo "note: $total rounds of ten requests and two events"
+}
+
+has_gone_on() { [ "$(rounds_of "$1")" -gt "$(recall "rounds$1")" ]; }
+
+refused_file() {
+    echo "no image" >/run/testbed/no-image
+    ! xenstore-control live-update /run/testbed/no-image
+    expect "value" before "$(xenstore-read /testbed/key)"
+}
+
+refused_images() {
+    cp "$image" /run/testbed/damaged
+    printf 'X' | dd of=/run/testbed/damaged bs=1 seek=300000 conv=notrunc 2>/dev/null
+    refuse "damaged" xenstore-control live-update /run/testbed/damaged
+    cp "$image" /run/testbed/large
+    truncate -s 1500K /run/testbed/large
+    refuse "Allocation failure" xenstore-control live-update /run/testbed/large
+    nothing_wrong
+}
+
+# gives_way WORD TEXT: an image of which WORD makes a bad one; the one before goes on, and says TEXT.
+gives_way() {
+    refuse "$2" xenstore-control live-update -c "$(cat /testbed/param) inject=$1" "$other"
+    nothing_wrong
+    echo "note: $(last_pause)"
+}
+
+# By another process than the one that sends the image.
+aborted() {
+    xenstore-control live-update "$other" >"$results/aborted" 2>&1 &
+    sleep 0.3
+    xenstore-control live-update -a >/dev/null 2>&1 || true
+    wait $! || true
+    nothing_wrong
+}
+
+to_old_and_back() {
+    xenstore-control live-update -F "$old"
+    nothing_wrong_but_transactions
+    update_to "$image"
+    nothing_wrong_but_transactions
+    # From here on the guests count from nothing again.
+    end_guests
+    start_guests
+}
+
+# An old image gives transactions up: EAGAIN is no error of the store's then.
+nothing_wrong_but_transactions() {
+    for n in $(seq $guests); do
+        remember "rounds$n" "$(rounds_of "$n")"
+    done
+    for n in $(seq $guests); do
+        eventually 50 has_gone_on "$n"
+    done
+}
+
+many_updates() {
+    for round in $(seq "$rounds"); do
+        if [ $((round % 2)) = 1 ]; then next=$other; else next=$image; fi
+        xenstore-control live-update "$next"
+        last_pause >>"$results/pauses"
+        expect "value" before "$(xenstore-read /testbed/key)"
+    done
+    echo "note: $(sed 's/.*over, \([0-9]*\) us.*/\1/' "$results/pauses" | sort -n | awk '{ p[NR] = $1 } END { printf "pause %d to %d us", p[1], p[NR] }')"
+}
+
+crashed() {
+    before=$(xenstore-read /tool/xenstored/crash/count 2>/dev/null || echo 0)
+    xenstore-control crash "$1" || true
+    eventually 30 has_crashed "$before"
+    expect "value" before "$(xenstore-read /testbed/key)"
+    xl list >/dev/null
+    echo "note: $(xenstore-read /tool/xenstored/crash/last | head -c 70)"
+}
+
+has_crashed() { [ "$(xenstore-read /tool/xenstored/crash/count 2>/dev/null || echo 0)" -gt "$1" ]; }
+
+end_guests() {
+    for n in $(seq $guests); do
+        xl destroy "check$n"
+    done
+    for n in $(seq $guests); do
+        nothing_left "check$n"
+    done
 }
 
 main

@@ -113,7 +113,7 @@ break_protocol() {
     domid=$(recall breaker)
     eventually 20 has_said breaker "guest: broke"
     for what in "write backend" "write state" "write other" "remove backend"; do
-        tr -d '\r' <"$console-breaker.log" | grep -F "guest: $what: " | grep -F "Permission denied"
+        tr -d '\r' <"$console-breaker.log" | grep "guest: $what: ."
     done
     expect "state" "4 4" "$(states breaker "$disk")"
     expect "backend" "/local/domain/0/backend/vbd/$domid/$disk" "$(xenstore-read "/local/domain/$domid/device/vbd/$disk/backend")"

@@ -8,6 +8,7 @@
 
 extern crate alloc;
 
+mod checks;
 mod guest;
 mod latency;
 mod manners;

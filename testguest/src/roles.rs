@@ -12,6 +12,7 @@ use log::debug;
 use xenstore::wire::{Header, Kind};
 use xenstore::{GrantRef, Instant, ReqId};
 
+use crate::checks::checks;
 use crate::guest::Guest;
 use crate::manners::{honest, quiet, strings};
 
@@ -25,6 +26,7 @@ pub(crate) struct Role {
 
 const ROLES: &[Role] = &[
     role("honest", honest),
+    role("checks", checks),
     role("quiet", quiet),
     role("never-notifies", never_notifies),
     role("notifies-sometimes", notifies_sometimes),

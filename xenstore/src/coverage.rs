@@ -9,6 +9,7 @@ use crate::control;
 use crate::counters::Counter;
 use crate::database::is_database;
 use crate::features::Features;
+use crate::live_update;
 use crate::privilege;
 use crate::quota::{Quota, Quotas};
 use crate::refusal::Reason;
@@ -80,6 +81,12 @@ fn commands(text: &mut String) {
         };
         writeln!(text, "| `{name}` | {parameters} |").unwrap();
     }
+    writeln!(
+        text,
+        "| `{}` | `-b <size>`, `-d <length> <bytes>`, `-c <command line>`, `-s [-t <seconds>] [-F] [-v <version>]`, `-a`; where the host has room for another image |",
+        live_update::NAME
+    )
+    .unwrap();
     text.push_str("\nEvery other command is answered with EINVAL.\n");
 }
 

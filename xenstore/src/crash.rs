@@ -36,6 +36,17 @@ pub(crate) struct AtWork {
     pub(crate) is_answered: bool,
 }
 
+impl AtWork {
+    /// Work for a connection of which no request runs.
+    pub(crate) const fn without_request(conn: ConnId) -> Self {
+        Self {
+            conn,
+            header: None,
+            is_answered: false,
+        }
+    }
+}
+
 /// What a server left that crashed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Crash {

@@ -10,6 +10,7 @@ use crate::acl::Incarnation;
 use crate::answer::Answer;
 use crate::bugs;
 use crate::counters::Counter;
+use crate::crash::AtWork;
 use crate::database::{Need, Refusal};
 use crate::domain::Domain;
 use crate::effects::Effects;
@@ -56,7 +57,23 @@ impl<S: Storage> Server<S> {
 
     /// An [`Action`] with a ticket is done, or failed. A ticket that is not open is no matter.
     pub fn handle_completed(&mut self, ticket: Ticket, outcome: Outcome) {
-        match (self.questions.remove(&ticket), outcome) {
+        let question = self.questions.remove(&ticket);
+        self.at_work = question.as_ref().map(|question| match question {
+            Question::Connect {
+                requester, header, ..
+            } => AtWork {
+                conn: *requester,
+                header: Some(*header),
+                is_answered: false,
+            },
+            Question::Identify { requester, .. } => AtWork::without_request(*requester),
+        });
+        self.answer_question(question, ticket, outcome);
+        self.at_work = None;
+    }
+
+    fn answer_question(&mut self, question: Option<Question>, ticket: Ticket, outcome: Outcome) {
+        match (question, outcome) {
             (
                 Some(Question::Connect {
                     requester,

@@ -333,11 +333,7 @@ impl<S: Storage> Server<S> {
     /// # Errors
     /// The framing is broken and the connection is stopped; its ring should say so and then be left alone.
     pub fn handle_bytes(&mut self, conn: ConnId, bytes: &[u8]) -> Result<usize, ProtocolFault> {
-        self.at_work = Some(AtWork {
-            conn,
-            header: None,
-            is_answered: false,
-        });
+        self.at_work = Some(AtWork::without_request(conn));
         let taken = self.take_bytes(conn, bytes);
         self.at_work = None;
         taken

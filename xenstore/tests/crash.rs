@@ -12,11 +12,12 @@ use std::sync::Mutex;
 use xenstore::state::{Format, HostLink, Restored, Sink};
 use xenstore::wire::{HEADER_SIZE, Header, Kind};
 use xenstore::{
-    Blamed, ConnId, Crash, DomId, Identity, Instant, ReqId, Server, Settings, Tree, UniqueId,
+    Action, Blamed, ConnId, Crash, DomId, Errno, Identity, Instant, Outcome, Reads, Refused, ReqId,
+    Server, Settings, Tree, UniqueId, Updater,
 };
 
-/// Where this stands in a line of the log, the log panics, if it is the way of the request that the line speaks of.
-const POISON: &str = "poison";
+/// Where one of these stands in a line of the log, the log panics, if it is the way of the request that the line speaks of.
+const POISON: [&str; 2] = ["poison", "ERROR (ENOENT"];
 static IS_REPLY: AtomicBool = AtomicBool::new(false);
 /// The tests share the log.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -35,7 +36,7 @@ impl log::Log for Poisoned {
         } else {
             "io: IN"
         };
-        if line.starts_with(way) && line.contains(POISON) {
+        if line.starts_with(way) && POISON.iter().any(|word| line.contains(word)) {
             panic!("the log is poisoned");
         }
     }
@@ -107,8 +108,14 @@ impl Scene {
 
     /// What was sent makes the store panic; it is started anew.
     fn crash(&mut self) -> Restored<Tree> {
+        self.crash_in(|server| {
+            server.run(Instant(0), 1000);
+        })
+    }
+
+    fn crash_in(&mut self, work: impl FnOnce(&mut Server)) -> Restored<Tree> {
         let server = &mut self.server;
-        let crashed = catch_unwind(AssertUnwindSafe(|| server.run(Instant(0), 1000)));
+        let crashed = catch_unwind(AssertUnwindSafe(|| work(server)));
         assert!(crashed.is_err());
         let mut stream = Vec::new();
         let server = &self.server;
@@ -221,6 +228,11 @@ fn t_panic_a_socket_whose_request_panics_is_closed() {
         .unwrap_or_else(|lock| lock.into_inner());
     let mut scene = Scene::new();
     let socket = scene.socket;
+    scene.server.set_updater(Box::new(Ready));
+    scene.ask(socket, Kind::Control, 0, b"live-update\0-b\x001\0");
+    scene.ask(socket, Kind::Control, 0, b"live-update\0-d\x001\0x\0");
+    scene.send(socket, Kind::Control, 0, b"live-update\0-s\0");
+    scene.server.run(Instant(0), 1000);
     scene.send(socket, Kind::Read, 0, b"/poison\0");
     let Restored { crash, links, .. } = scene.crash();
     let blamed = crash.unwrap().blamed.unwrap();
@@ -230,6 +242,54 @@ fn t_panic_a_socket_whose_request_panics_is_closed() {
             .iter()
             .all(|link| link.conn != socket && !link.is_stopped)
     );
+}
+
+/// A host that would make any update.
+struct Ready;
+
+impl Updater for Ready {
+    fn begin(&mut self, _: u64) -> Result<(), Refused> {
+        Ok(())
+    }
+
+    fn append(&mut self, _: &[u8]) -> Result<(), Refused> {
+        Ok(())
+    }
+
+    fn check(&mut self) -> Result<Reads, Refused> {
+        Ok(Reads {
+            version: 2,
+            is_own: true,
+            name: String::new(),
+        })
+    }
+
+    fn room(&self) -> u64 {
+        u64::MAX
+    }
+
+    fn drop_image(&mut self) {}
+}
+
+#[test]
+fn t_panic_an_introduction_that_panics_gets_eio() {
+    let _one = ONE_AT_A_TIME
+        .lock()
+        .unwrap_or_else(|lock| lock.into_inner());
+    let mut scene = Scene::new();
+    let toolstack = scene.toolstack;
+    scene.send(toolstack, Kind::Introduce, 0, b"7\x001\x007\0");
+    scene.server.run(Instant(0), 1000);
+    let Some(Action::Connect { ticket, .. }) = scene.server.poll_action() else {
+        panic!("the host is not asked");
+    };
+    // The reply is logged.
+    IS_REPLY.store(true, Ordering::Relaxed);
+    let outcome = Outcome::Refused(Errno::ENOENT);
+    scene.crash_in(|server| server.handle_completed(ticket, outcome));
+    IS_REPLY.store(false, Ordering::Relaxed);
+    assert_eq!(scene.receive(toolstack).as_deref(), Some("EIO\0"));
+    assert_eq!(scene.ask(toolstack, Kind::Read, 0, b"/tool\0"), "");
 }
 
 #[test]

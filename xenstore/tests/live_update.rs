@@ -11,8 +11,8 @@ use std::rc::Rc;
 use xenstore::state::{Format, HostLink};
 use xenstore::wire::{HEADER_SIZE, Kind};
 use xenstore::{
-    ConnId, DomId, Identity, Instant, Reads, Refused, ReqId, Server, Settings, Tree, UniqueId,
-    UpdatePlan, Updater, wire::Header,
+    ConnId, DomId, DomainEvent, Identity, Instant, Reads, Refused, ReqId, Server, Settings, Tree,
+    UniqueId, UpdatePlan, Updater, wire::Header,
 };
 
 /// What the host was told of the image, and what it says.
@@ -399,4 +399,60 @@ fn a_stream_for_which_there_is_no_room_is_not_begun() {
     scene.upload();
     scene.step(b"-s\0");
     assert!(scene.poll().is_some());
+}
+
+/// A guest that bound its port anew is served on the one that it has now: what the host has for a ring is carried as it is, update after update.
+#[test]
+fn t_lu_14_and_15_ports_and_handles_are_handed_on_unchanged() {
+    let mut scene = Scene::new();
+    let had = |conn: ConnId| HostLink {
+        port: Some(40 + u32::try_from(conn.number()).unwrap()),
+        fd: None,
+        facts: format!("handle {}", conn.number()).into_bytes(),
+    };
+    let conns = [scene.toolstack, scene.guest, scene.other];
+    for _ in 0..3 {
+        let mut stream = Vec::new();
+        let server = &scene.server;
+        server.export(Format::Own, Instant(0), &had, &mut stream);
+        let restored = Server::import(&stream, settings(), Instant(0)).unwrap();
+        scene.server = restored.server;
+        let links = restored.links.iter();
+        let kept: Vec<_> = links.map(|link| (link.conn, link.host.clone())).collect();
+        assert_eq!(kept.len(), conns.len());
+        for (conn, host) in kept {
+            assert!(conns.iter().any(|own| own.number() == conn.number()));
+            // A socket has no port.
+            let expected = HostLink {
+                port: had(conn).port.filter(|_| conn != scene.other),
+                ..had(conn)
+            };
+            assert_eq!(host, expected);
+        }
+        assert_eq!(scene.server.poll_action(), None, "nothing is made anew");
+    }
+}
+
+/// The host asks Xen for all domains that matter, once: who died while nobody listened is found, and told of.
+#[test]
+fn t_lu_16_deaths_of_which_no_event_told_are_found() {
+    let mut scene = Scene::new();
+    let toolstack = scene.toolstack;
+    send(
+        &mut scene.server,
+        toolstack,
+        Kind::Watch,
+        b"@releaseDomain\0t\0",
+    );
+    while !scene.server.poll_output(toolstack).is_empty() {
+        let waiting = scene.server.poll_output(toolstack).len();
+        scene.server.consume_output(toolstack, waiting);
+    }
+    let mut next = scene.next_instance(Format::Own);
+    let known: Vec<Identity> = next.known_domains().collect();
+    assert_eq!(known.len(), 1);
+    next.handle_domains(&[DomainEvent::Dead(known[0])], u32::MAX, false);
+    let event = next.poll_message(toolstack).concat();
+    assert!(event.ends_with(b"@releaseDomain\0t\0"), "{event:?}");
+    assert_eq!(next.known_domains().count(), 0);
 }

@@ -69,8 +69,6 @@ impl Stage {
 pub(super) struct Field(AtomicU64);
 
 impl Field {
-    pub(super) const ZERO: Self = Self(AtomicU64::new(0));
-
     pub(super) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }

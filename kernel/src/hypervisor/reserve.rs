@@ -245,9 +245,9 @@ impl Reserve {
         unsafe { page.copy_from_nonoverlapping(NonNull::from_ref(code).cast(), code.len()) };
         let base = self.layout.page(CODE_PAGE);
         // SAFETY: so are the pages of descriptors and tables.
-        unsafe { self.install_descriptors(base, entries) }?;
+        unsafe { self.install_descriptors(base, entries) };
         // SAFETY: as above.
-        unsafe { self.install_tables() }?;
+        unsafe { self.install_tables() };
         let fields = &self.header.monitor;
         let stack = self.layout.page(STACK_PAGE.saturating_add(STACK_PAGES));
         fields.stack_top.set(stack);
@@ -277,7 +277,7 @@ impl Reserve {
 
     /// # Safety
     /// As for [`Reserve::install_monitor`].
-    unsafe fn install_descriptors(self, code: u64, offsets: Entries) -> Option<()> {
+    unsafe fn install_descriptors(self, code: u64, offsets: Entries) {
         /// 64-bit code of ring 0, and where the task's descriptor is: `monitor.s` has the selectors.
         const CODE: u64 = 0x0020_9b00_0000_0000;
         const TASK_LIMIT: u64 = 103;
@@ -286,12 +286,8 @@ impl Reserve {
         const GATES_AT: u64 = 256;
         const STUB_SIZE: u64 = 16;
         let page = self.layout.page(DESCRIPTORS_PAGE);
-        let words = pointer(page)?.cast::<u64>();
-        let put = |at: u64, value: u64| {
-            let index = usize::try_from(at / 8).unwrap_or(usize::MAX);
-            // SAFETY: `at` is one of the places below, all inside the page.
-            unsafe { words.add(index).write_volatile(value) };
-        };
+        // SAFETY: `at` is one of the places below, all inside the page, which is the reserve's for this.
+        let put = |at: u64, value: u64| unsafe { store(page.saturating_add(at), value) };
         let task = page.saturating_add(TASK_AT);
         let [low, middle, high] = [task & 0xff_ffff, (task >> 24) & 0xff, task >> 32];
         put(0, 0);
@@ -329,35 +325,27 @@ impl Reserve {
         set_pointer(&fields.segments, 31, page);
         let gates = u64::try_from(VECTORS * 16 - 1).unwrap_or(0);
         set_pointer(&fields.gates, gates, page.saturating_add(GATES_AT));
-        Some(())
     }
 
     /// Maps the first GiB at its own address, by large pages.
     ///
     /// # Safety
     /// As for [`Reserve::install_monitor`].
-    unsafe fn install_tables(self) -> Option<()> {
+    unsafe fn install_tables(self) {
         const TABLE: u64 = 0x23;
         const LARGE_PAGE: u64 = 0xe3;
         const LARGE_PAGE_SIZE: u64 = 2 << 20;
         let page = |index: u64| self.layout.page(TABLES_PAGE.saturating_add(index));
         const { assert!(TABLE_PAGES == 3) };
         for (table, entry) in [(0, page(1) | TABLE), (1, page(2) | TABLE)] {
-            let table = pointer(page(table))?.cast::<u64>();
             // SAFETY: the table's page is the reserve's for this.
-            unsafe { table.write_volatile(entry) };
+            unsafe { store(page(table), entry) };
         }
-        let directory = pointer(page(2))?.cast::<u64>();
-        for index in 0..512_u16 {
-            let address = u64::from(index).saturating_mul(LARGE_PAGE_SIZE);
+        for index in 0..512 {
+            let address = index * LARGE_PAGE_SIZE;
             // SAFETY: as above, and a table has 512 entries.
-            unsafe {
-                directory
-                    .add(usize::from(index))
-                    .write_volatile(address | LARGE_PAGE)
-            };
+            unsafe { store(page(2).saturating_add(index * 8), address | LARGE_PAGE) };
         }
-        Some(())
     }
 }
 
@@ -377,6 +365,15 @@ fn set_pointer(field: &[Field; 2], limit: u64, base: u64) {
     let [first, second] = field;
     first.set(limit << 48);
     second.set(base);
+}
+
+/// # Safety
+/// The address must be that of a word that nobody else uses.
+unsafe fn store(address: u64, value: u64) {
+    if let Some(word) = pointer(address) {
+        // SAFETY: the caller vouches for the word.
+        unsafe { word.cast::<u64>().write_volatile(value) };
+    }
 }
 
 fn pointer(address: u64) -> Option<NonNull<u8>> {

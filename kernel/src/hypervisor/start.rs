@@ -120,14 +120,14 @@ impl Handover {
     fn handed_over(&self) -> (&'static [u8], usize, usize) {
         let header = self.header();
         let is_other = self.stage == Stage::CameBack && header.back_at.get() != 0;
-        let fields = if is_other {
-            [&header.back_at, &header.back_size, &header.back_pages]
+        let number = |field: &Field| usize::try_from(field.get()).unwrap_or(usize::MAX);
+        let (at, size, pages) = if is_other {
+            let (size, pages) = (number(&header.back_size), number(&header.back_pages));
+            (number(&header.back_at), size, pages)
         } else {
-            // The first begins where its place does.
-            [&Field::ZERO, &header.stream_size, &header.pages]
+            // It begins where its place does.
+            (0, number(&header.stream_size), number(&header.pages))
         };
-        let [at, size, pages] =
-            fields.map(|field| usize::try_from(field.get()).unwrap_or(usize::MAX));
         // SAFETY: nobody writes to it before the next hand-over, which ends this start.
         let all = unsafe { self.reserve.stream_bytes() };
         (all.get(at..).unwrap_or_default(), size, pages)

@@ -72,11 +72,7 @@ impl<S: Storage> Server<S> {
         at_work: Option<ConnId>,
         sink: &mut dyn Sink,
     ) {
-        let known = at_work.map(|conn| AtWork {
-            conn,
-            header: None,
-            is_answered: true,
-        });
+        let known = at_work.map(AtWork::without_request);
         let own = self
             .at_work
             .filter(|own| at_work.is_none_or(|conn| conn == own.conn));
@@ -767,7 +763,10 @@ impl<S: Storage> Export<'_, S> {
 
     /// Who waits for this update.
     fn update(&mut self) {
-        if let Some(unanswered) = &self.server.live_update.unanswered {
+        let lost = self.crash.as_ref().and_then(Crashed::lost);
+        if let Some(unanswered) = &self.server.live_update.unanswered
+            && lost != Some(unanswered.conn)
+        {
             let connection = unanswered.conn.number;
             self.own(&Own::Update {
                 connection,

@@ -169,6 +169,15 @@ impl<'a> Iterator for Records<'a> {
 }
 
 impl Record<'_> {
+    /// Whether this is a node of the store.
+    pub(super) fn is_node(&self) -> bool {
+        match &self.content {
+            Content::Node(node) => node.conn == 0,
+            Content::Own(own) => matches!(own, Own::Node { .. }),
+            _ => false,
+        }
+    }
+
     /// The path of a node of the store; none for anything else.
     #[must_use]
     pub fn node_path(&self) -> Option<&str> {

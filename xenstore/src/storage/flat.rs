@@ -23,6 +23,7 @@ pub struct FlatMap {
 impl Storage for FlatMap {
     type Child = ();
     type Branch = FlatBranch;
+    type Growth = ();
 
     fn new(owner: Incarnation) -> Self {
         let root = Node::new(Seed::root(owner));
@@ -78,6 +79,12 @@ impl Storage for FlatMap {
             .insert(Key::new(path.as_str().into()), Node::new(seed));
         Some(owner)
     }
+
+    fn grow(&mut self, _: &mut (), path: PathRef<'_>, seed: Seed) -> Option<Incarnation> {
+        self.restore(path, seed)
+    }
+
+    fn settle(&mut self, _: &mut ()) {}
 
     fn restore(&mut self, path: PathRef<'_>, seed: Seed) -> Option<Incarnation> {
         let (_, name) = path.split()?;

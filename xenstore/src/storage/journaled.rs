@@ -59,6 +59,7 @@ impl<S> Journaled<S> {
 impl<S: Storage> Storage for Journaled<S> {
     type Child = S::Child;
     type Branch = S::Branch;
+    type Growth = S::Growth;
 
     fn new(owner: Incarnation) -> Self {
         Self {
@@ -97,6 +98,20 @@ impl<S: Storage> Storage for Journaled<S> {
         let owner = self.nodes.restore(path, seed)?;
         self.note(Note::Set(path.to_path()));
         Some(owner)
+    }
+
+    /// It is no news what a state stream has: nothing is noted.
+    fn grow(
+        &mut self,
+        growth: &mut S::Growth,
+        path: PathRef<'_>,
+        seed: Seed,
+    ) -> Option<Incarnation> {
+        self.nodes.grow(growth, path, seed)
+    }
+
+    fn settle(&mut self, growth: &mut S::Growth) {
+        self.nodes.settle(growth);
     }
 
     fn add_all(

@@ -66,6 +66,8 @@ pub trait Storage: Clone {
     type Child: Clone;
     /// A node with all below it, as it was at some time.
     type Branch: Branch;
+    /// What [`Storage::grow`] has begun.
+    type Growth: Default;
 
     /// Nothing but `/`, which belongs to `owner` alone.
     fn new(owner: Incarnation) -> Self;
@@ -90,6 +92,18 @@ pub trait Storage: Clone {
 
     /// As [`Storage::add`], for a node that was there before: the parent's generation stays. Not if there is one by that name.
     fn restore(&mut self, path: PathRef<'_>, seed: Seed) -> Option<Incarnation>;
+
+    /// As [`Storage::restore`], for many nodes in a row, each behind its parent or near it: what is begun becomes part of the nodes when it is
+    /// [settled](Storage::settle).
+    fn grow(
+        &mut self,
+        growth: &mut Self::Growth,
+        path: PathRef<'_>,
+        seed: Seed,
+    ) -> Option<Incarnation>;
+
+    /// Ends what [`Storage::grow`] has begun.
+    fn settle(&mut self, growth: &mut Self::Growth);
 
     /// As [`Storage::add`] for a node and those above it that are missing: `seeds` are theirs, topmost first. Gives the owner of the one
     /// that exists above them.

@@ -28,6 +28,7 @@ pub struct Limb(Rc<Node<Limb>>);
 impl Storage for Tree {
     type Child = Limb;
     type Branch = Limb;
+    type Growth = Growth;
 
     fn new(owner: Incarnation) -> Self {
         let root = Node::new(Seed::root(owner));
@@ -84,6 +85,39 @@ impl Storage for Tree {
         }
         parent.children.add(name, Limb(Rc::new(Node::new(seed))));
         Some(parent.acl.owner())
+    }
+
+    /// The nodes on the way to the last one are held until all below them are there, so that nothing is sought from the top.
+    fn grow(&mut self, growth: &mut Growth, path: PathRef<'_>, seed: Seed) -> Option<Incarnation> {
+        let (parent, name) = path.split()?;
+        while growth
+            .shoots
+            .last()
+            .is_some_and(|last| growth.path.get(..last.end) != Some(parent))
+        {
+            self.end_shoot(growth);
+        }
+        let above = match growth.shoots.last() {
+            Some(last) => &last.node,
+            None => &*self.root.descend(Components::of(parent))?.0,
+        };
+        if above.children.get(name).is_some() {
+            return None;
+        }
+        let owner = above.acl.owner();
+        growth.path.clear();
+        growth.path.push_str(path.as_str());
+        growth.shoots.push(Shoot {
+            node: Node::new(seed),
+            end: growth.path.len(),
+        });
+        Some(owner)
+    }
+
+    fn settle(&mut self, growth: &mut Growth) {
+        while !growth.shoots.is_empty() {
+            self.end_shoot(growth);
+        }
     }
 
     /// Goes down once: each name by itself would start at the top again.
@@ -174,6 +208,20 @@ impl Storage for Tree {
     }
 }
 
+/// Nodes that are being restored, each the parent of the next: nothing of them is in the tree.
+#[derive(Default)]
+pub struct Growth {
+    /// Of the last of them.
+    path: String,
+    shoots: Vec<Shoot>,
+}
+
+struct Shoot {
+    node: Node<Limb>,
+    /// Where its path ends in that of the last one.
+    end: usize,
+}
+
 /// What a walk has before it.
 enum Ahead<'a> {
     Node(usize, &'a Rc<str>, &'a Limb),
@@ -181,6 +229,25 @@ enum Ahead<'a> {
 }
 
 impl Tree {
+    /// Makes the last of the nodes that are being restored a child of the one above it.
+    fn end_shoot(&mut self, growth: &mut Growth) {
+        let Growth { path, shoots } = growth;
+        let (Some(Shoot { node, end }), path) = (shoots.pop(), path.as_str()) else {
+            return;
+        };
+        let path = PathRef::known(path.get(..end).unwrap_or(path));
+        let Some((parent, name)) = path.split() else {
+            return;
+        };
+        let above = match shoots.last_mut() {
+            Some(last) => Some(&mut last.node),
+            None => self.root.descend_mut(Components::of(parent)),
+        };
+        if let Some(above) = above {
+            above.children.add(name, Limb(Rc::new(node)));
+        }
+    }
+
     fn start(&self, path: PathRef<'_>) -> &Limb {
         if path.is_special() {
             &self.specials

@@ -115,6 +115,8 @@ struct Import<'s, S: Storage> {
     /// Transactions of which nothing was read but that they are open.
     opaque: BTreeSet<(ConnId, TxId)>,
     has_root: bool,
+    /// Nodes that are not yet in the store.
+    growth: S::Growth,
     seen_specials: BTreeSet<&'static str>,
     nodes: u64,
     /// The nodes with which the last transaction began that is inside of no other.
@@ -204,6 +206,7 @@ impl<'s, S: Storage> Import<'s, S> {
             lost: Vec::new(),
             opaque: BTreeSet::new(),
             has_root: false,
+            growth: S::Growth::default(),
             seen_specials: BTreeSet::new(),
             nodes: 0,
             base: None,
@@ -249,6 +252,9 @@ impl<'s, S: Storage> Import<'s, S> {
 
     /// Takes a record; `path` is the whole path of one that has only how it differs.
     fn record(&mut self, record: &Record<'s>, path: &str) -> Result<(), Damage> {
+        if !record.is_node() {
+            self.server.store.nodes.settle(&mut self.growth);
+        }
         match &record.content {
             Content::End => Ok(()),
             Content::Global(global) => {

@@ -54,14 +54,23 @@ impl<'s, S: Storage> Import<'s, S> {
             self.replace(path, seed)?;
             self.server.domains.privileged()
         } else {
-            let nodes = &mut self.server.store.nodes;
-            let is_there = nodes.get(path).is_some();
-            let above = self.has_root.then(|| nodes.restore(path, seed)).flatten();
-            above.ok_or(if is_there {
-                Damage::Duplicate
-            } else {
-                Damage::Parent
-            })?
+            let (nodes, growth) = (&mut self.server.store.nodes, &mut self.growth);
+            let above = self
+                .has_root
+                .then(|| nodes.grow(growth, path, seed))
+                .flatten();
+            match above {
+                Some(above) => above,
+                None => {
+                    nodes.settle(growth);
+                    let is_there = nodes.get(path).is_some();
+                    return Err(if is_there {
+                        Damage::Duplicate
+                    } else {
+                        Damage::Parent
+                    });
+                }
+            }
         };
         self.charge(path, &acl, value, above);
         Ok(())
