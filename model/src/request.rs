@@ -691,7 +691,7 @@ impl Model {
 
 impl Client {
     /// Ends the transactions inside of one that is not open any more, and those inside of them.
-    fn end_inside(&mut self) {
+    pub(crate) fn end_inside(&mut self) {
         let mut before = usize::MAX;
         while self.transactions.len() < before {
             before = self.transactions.len();
