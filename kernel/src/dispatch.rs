@@ -260,12 +260,32 @@ impl<X: Xen, S: Storage> Dispatcher<X, S> {
     }
 
     /// Lets another store take over, and gives each link the connection that it has there: as if another image had come, but for what
-    /// is mapped and bound, which stays.
+    /// is mapped and bound, which stays. Gives the one before.
     #[cfg(any(test, feature = "fake"))]
-    pub fn take_over(&mut self, server: Server<S>, connections: &[(DomId, ConnId)]) {
-        self.server = server;
+    pub fn take_over(&mut self, server: Server<S>, connections: &[(DomId, ConnId)]) -> Server<S> {
+        let before = core::mem::replace(&mut self.server, server);
         for (domid, conn) in connections {
             self.links.reconnect(*domid, *conn);
+        }
+        // One that was being released has no connection there: its bytes must not be taken for another's.
+        let all: Vec<DomId> = self.links.domids().collect();
+        for domid in all {
+            if connections.iter().all(|(connected, _)| *connected != domid) {
+                self.disconnect(domid);
+            }
+        }
+        before
+    }
+
+    /// The connection of a domain was lost in a crash of the store: its ring says so, and is left alone until it asks for a new one.
+    #[cfg(any(test, feature = "fake"))]
+    pub fn break_off(&mut self, domid: DomId) {
+        if let Some(link) = self.links.get_mut(domid) {
+            link.stopped = true;
+            if link.offers(Features::ERROR) {
+                link.ring.fail(ErrorWord::Communication);
+            }
+            self.links.owe_event(domid);
         }
     }
 

@@ -10,6 +10,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::fmt;
+use core::ops::Range;
 use core::time::Duration;
 
 use xenstore::{DomId, EvtchnPort, GrantRef, Identity, Instant, UniqueId};
@@ -41,6 +42,11 @@ struct World {
     /// Pages that we hold mapped, each with whose it is.
     mapped: Vec<(Identity, FakePage)>,
     refused: BTreeMap<Call, XenError>,
+    /// Calls that may be refused, counted since that was last asked; and which of them are.
+    calls: Cell<u64>,
+    refused_calls: Range<u64>,
+    /// Pages that could not be unmapped.
+    leaks: usize,
     /// Questions about domains.
     questions: u64,
     release: Release,
@@ -229,6 +235,19 @@ impl FakeXen {
             Some(error) => refused.insert(call, error),
             None => refused.remove(&call),
         };
+    }
+
+    /// Makes these of the next calls fail, whatever they are, counted from 0. Gives how many there were since this was said last.
+    pub fn refuse_at(&self, calls: Range<u64>) -> u64 {
+        let world = &mut *self.0.borrow_mut();
+        world.refused_calls = calls;
+        world.calls.replace(0)
+    }
+
+    /// How often a page could not be unmapped.
+    #[must_use]
+    pub fn leaks(&self) -> usize {
+        self.0.borrow().leaks
     }
 
     /// Lets the virtual interrupt be lost from now on, or not. A new binding ends it, too.
@@ -447,6 +466,10 @@ impl World {
     }
 
     fn permit(&self, call: Call) -> Result<(), XenError> {
+        let number = self.calls.replace(self.calls.get().saturating_add(1));
+        if self.refused_calls.contains(&number) {
+            return Err(NO_SPACE);
+        }
         self.refused.get(&call).map_or(Ok(()), |&error| Err(error))
     }
 }
@@ -481,7 +504,9 @@ impl Grants for FakeXen {
 
     fn unmap(&mut self, page: FakePage) -> Result<(), XenError> {
         let world = &mut *self.0.borrow_mut();
-        world.permit(Call::Unmap)?;
+        world.permit(Call::Unmap).inspect_err(|_| {
+            world.leaks = world.leaks.saturating_add(1);
+        })?;
         let mut mapped = world.mapped.iter();
         let at = mapped.position(|(_, mapped)| Rc::ptr_eq(&mapped.bytes, &page.bytes));
         world.mapped.swap_remove(at.ok_or(BAD_GRANT)?);

@@ -189,6 +189,10 @@ fn hand_over<S: Storage>(
 const NO_ROOM: &str = "Not enough memory for the state.";
 
 impl<S: Storage> Rescue for Dispatcher<Machine, S> {
+    fn complete(&mut self) {
+        self.server_mut().complete_after_crash();
+    }
+
     fn rescue(&self, room: &mut [u8]) -> Option<Rescued> {
         self.hand_over_after_crash(room)
     }

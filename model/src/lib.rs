@@ -148,6 +148,19 @@ pub struct Request<'a> {
     pub payload: &'a [u8],
 }
 
+/// What a crash left of a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Left<'a> {
+    /// What it was to change is changed.
+    pub did_change: bool,
+    /// Its reply is queued.
+    pub did_answer: bool,
+    /// The connection of the client goes on, which hears of an error if it has no reply; otherwise it is stopped.
+    pub is_kept: bool,
+    /// The transactions that are open still, if it goes on. The one that the request was in is given up.
+    pub open: &'a [u32],
+}
+
 /// An error's name.
 type Errno = &'static str;
 

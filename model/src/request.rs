@@ -5,8 +5,8 @@ use crate::events::settle;
 use crate::nodes::{self, Touched, View, is_about_nodes};
 use crate::payload::{domid, exactly, is_relative, number, path, strings};
 use crate::{
-    Answer, Client, Errno, Model, NESTED, QUOTAS, Quota, RESERVED, Reply, Request, Transaction,
-    WATCH_DEPTH, Watch, limit, within,
+    Answer, Client, Errno, Left, Model, NESTED, QUOTAS, Quota, RESERVED, Reply, Request,
+    Transaction, WATCH_DEPTH, Watch, limit, within,
 };
 
 /// Most that the requests of a transaction may cost, unless quota `transaction-nodes` is more.
@@ -38,6 +38,36 @@ impl Model {
         self.cause = None;
         if let Some(watch) = fresh {
             self.tell_own(who, watch);
+        }
+    }
+
+    /// The server crashed while it was at a request of `who`, and goes on: all that it was to change is changed, or nothing.
+    pub fn crashed(&mut self, who: u16, request: &Request<'_>, left: &Left<'_>) {
+        let privileged = self.is_privileged(who);
+        if !self.begin(who, privileged) {
+            return;
+        }
+        // Who is not privileged may have been refused what it asked for, for want of memory.
+        let reply = if left.did_change || left.did_answer && privileged {
+            self.answer(who, request)
+        } else {
+            Err("EIO")
+        };
+        if !left.is_kept {
+            self.cause = None;
+            return self.stopped(who);
+        }
+        let reply = if left.did_answer { reply } else { Err("EIO") };
+        let fresh = self.finish(who, request, reply);
+        self.cause = None;
+        if let Some(watch) = fresh {
+            self.tell_own(who, watch);
+        }
+        if let Some(client) = self.clients.get_mut(&who) {
+            client.transactions.retain(|id, _| left.open.contains(id));
+            if let Some(transaction) = client.transactions.get_mut(&request.tx_id) {
+                transaction.is_given_up = true;
+            }
         }
     }
 

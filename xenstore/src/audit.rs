@@ -3,6 +3,7 @@
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 
 use crate::connection::Connection;
 use crate::ids::ConnId;
@@ -45,6 +46,13 @@ impl<S: Storage> Server<S> {
             }
         }
         Ok(())
+    }
+
+    /// The transactions that a connection has open.
+    pub fn open_transactions(&self, conn: ConnId) -> Vec<u32> {
+        let connection = self.connections.get(conn);
+        let open = connection.map(|connection| connection.transactions.open.keys());
+        open.into_iter().flatten().map(|id| id.get()).collect()
     }
 
     fn audit_watches(&self, conn: ConnId, connection: &Connection<S>) -> Result<(), String> {

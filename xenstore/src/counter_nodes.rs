@@ -10,7 +10,6 @@ use core::time::Duration;
 
 use crate::acl::Acl;
 use crate::counters::Counters;
-use crate::effects::Effects;
 use crate::ids::DomId;
 use crate::memory::Supply;
 use crate::path::PathRef;
@@ -93,9 +92,8 @@ impl<S: Storage> Server<S> {
         let path = node_path(&format!("{domid}"));
         let path = PathRef::known(&path);
         if self.store.nodes.get(path).is_some() {
-            let mut effects = Effects::default();
-            self.store.edit(&mut effects, &self.watches).remove(path);
-            self.commit(&mut effects);
+            self.edit().remove(path);
+            self.commit(None);
         }
     }
 
@@ -123,11 +121,10 @@ impl<S: Storage> Server<S> {
         let folder = folders.last().copied().unwrap_or_default();
         let path = format!("{folder}/{name}");
         let path = PathRef::known(&path);
-        let mut effects = Effects::default();
-        self.create_missing(folders, &mut effects);
+        self.create_missing(folders);
         let owner = self.domains.privileged();
         let present = self.store.nodes.get(path).map(|node| node.acl.owner());
-        let mut edit = self.store.edit(&mut effects, &self.watches);
+        let mut edit = self.edit();
         if present == Some(owner) {
             edit.write(path, text.as_bytes());
         } else {
@@ -138,7 +135,7 @@ impl<S: Storage> Server<S> {
             let acl = Rc::new(Acl::private(owner));
             edit.create(path, 1, text.as_bytes(), &acl);
         }
-        self.commit(&mut effects);
+        self.commit(None);
     }
 }
 

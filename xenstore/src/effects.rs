@@ -9,6 +9,7 @@ use core::{iter, mem};
 
 use crate::acl::{Acl, Incarnation};
 use crate::bugs;
+use crate::faults;
 use crate::ids::Generation;
 use crate::path::{Path, PathRef};
 use crate::storage::{Branch, Leaf, Seed, Storage, Tree, Value};
@@ -17,10 +18,13 @@ use crate::watch::Watches;
 
 /// Bytes that a node costs before its name, value and permissions: the node, its place in its parent and the allocator's share.
 pub(crate) const NODE_BYTES: u64 = 192;
+/// Changes, or owners, for which there stays memory.
+pub(crate) const SPARE_PLACES: usize = 128;
 /// Bytes of an entry of an access control list.
 const ENTRY_BYTES: u64 = 24;
 
 /// What a request or transaction did.
+#[derive(Clone)]
 pub(crate) struct Effects<S: Storage = Tree> {
     changes: Vec<Change<S>>,
     /// Sorted by owner.
@@ -28,9 +32,12 @@ pub(crate) struct Effects<S: Storage = Tree> {
     estates: Vec<Transfer>,
     /// Parents that were made on the way to a node that is yet to be.
     parents: usize,
+    /// The nodes are changed: what is noted is to be told. Until then it is only foreseen.
+    is_done: bool,
 }
 
 /// A node of which its watchers hear.
+#[derive(Clone)]
 pub(crate) struct Change<S: Storage = Tree> {
     pub(crate) path: Path,
     /// It was cut off, with all below it.
@@ -42,6 +49,7 @@ pub(crate) struct Change<S: Storage = Tree> {
 }
 
 /// What stood where something changed.
+#[derive(Clone)]
 pub(crate) enum Old<S: Storage> {
     Acl(Rc<Acl>),
     Branch(S::Branch),
@@ -54,6 +62,7 @@ impl<S: Storage> Default for Effects<S> {
             charges: Vec::new(),
             estates: Vec::new(),
             parents: 0,
+            is_done: false,
         }
     }
 }
@@ -90,6 +99,7 @@ impl Charge {
 }
 
 /// A node that begins or ceases to be one whose parent has another owner.
+#[derive(Clone)]
 pub(crate) struct Transfer {
     pub(crate) owner: Incarnation,
     pub(crate) path: Path,
@@ -99,14 +109,29 @@ pub(crate) struct Transfer {
 impl<S: Storage> Effects<S> {
     /// Whether nothing was changed.
     pub(crate) fn is_empty(&self) -> bool {
-        self.changes.is_empty() && self.charges.is_empty()
+        !self.is_done && self.changes.is_empty() && self.charges.is_empty()
     }
 
-    /// Forgets what was done; its memory stays for what comes.
+    /// Forgets what was done; its memory stays for what comes, if it is not too much.
     pub(crate) fn clear(&mut self) {
+        if self.capacity() > SPARE_PLACES {
+            *self = Self::default();
+            return;
+        }
         self.changes.clear();
         self.charges.clear();
         self.estates.clear();
+        self.is_done = false;
+    }
+
+    /// Whether nodes were changed, all that was asked for.
+    pub(crate) fn is_done(&self) -> bool {
+        self.is_done
+    }
+
+    /// Notes that the nodes of all changes are those of the store.
+    pub(crate) fn set_done(&mut self) {
+        self.is_done = true;
     }
 
     /// How many of each kind there can be before more memory is needed.
@@ -240,6 +265,9 @@ pub(crate) fn cost(path: PathRef<'_>, value: &Value, acl: &Acl) -> i64 {
 }
 
 /// Changes nodes and notes the effects. What may be changed was judged before: nothing here fails half way.
+///
+/// Even a crash leaves no change that nobody hears of: a change is noted first, then the nodes change in one step, and then it counts as
+/// done. What the accounts are comes out of the nodes, if need be.
 pub(crate) struct Editor<'a, S: Storage> {
     pub(crate) nodes: &'a mut S,
     pub(crate) effects: &'a mut Effects<S>,
@@ -254,8 +282,9 @@ impl<S: Storage> Editor<'_, S> {
     /// Adds a node with those above it that are missing, `levels` in all, below one that exists; only the node itself is told of.
     pub(crate) fn create(&mut self, path: PathRef<'_>, levels: usize, value: &[u8], acl: &Rc<Acl>) {
         let made = levels.saturating_add(mem::take(&mut self.effects.parents));
+        let is_noted = self.note(path, made, false);
         self.add(path, levels, value, acl);
-        self.told(path, made, false, None);
+        self.done(is_noted, None);
     }
 
     /// Adds an empty parent of a node that is yet to be created. Nobody is told.
@@ -275,6 +304,7 @@ impl<S: Storage> Editor<'_, S> {
         let count = i64::try_from(levels).unwrap_or(i64::MAX);
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         self.effects.charge(owner, count, bytes);
+        faults::may_crash();
         let generation = &mut *self.generation;
         let seeds = (0..levels).map(|level| {
             generation.0 = generation.0.wrapping_add(1);
@@ -288,7 +318,10 @@ impl<S: Storage> Editor<'_, S> {
                 generation: *generation,
             }
         });
-        if self.nodes.add_all(path, seeds) != Some(owner) {
+        let owner_above = self.nodes.add_all(path, seeds);
+        self.effects.is_done = true;
+        faults::may_crash();
+        if owner_above != Some(owner) {
             let topmost = path.above(above).unwrap_or(path);
             self.effects.transfer(owner, topmost, true);
         }
@@ -302,18 +335,37 @@ impl<S: Storage> Editor<'_, S> {
         };
         let size = |value: &[u8]| i64::try_from(value.len()).unwrap_or(i64::MAX);
         let grown = size(value).saturating_sub(size(node.value.as_bytes()));
+        let owner = node.acl.owner();
+        let is_noted = note(
+            self.effects,
+            &mut self.touched,
+            self.watches,
+            path,
+            0,
+            false,
+        );
+        faults::may_crash();
         node.value.set(value);
         node.generation = generation;
-        self.effects.charge(node.acl.owner(), 0, grown);
-        self.told(path, 0, false, None);
+        self.effects.set_done();
+        faults::may_crash();
+        self.effects.charge(owner, 0, grown);
+        self.done(is_noted, None);
     }
 
     /// Cuts off a node that exists, with all below it.
     pub(crate) fn remove(&mut self, path: PathRef<'_>) {
         let generation = self.next();
+        let is_noted = self.note(path, 0, true);
+        faults::may_crash();
         let Some((removed, above)) = self.nodes.remove(path, generation) else {
+            if is_noted {
+                self.effects.changes.pop();
+            }
             return;
         };
+        self.done(is_noted, Some(Old::Branch(removed.clone())));
+        faults::may_crash();
         removed.visit(path, |path, leaf: Leaf<'_>| {
             let owner = leaf.acl.owner();
             let cost = cost(path, leaf.value, leaf.acl);
@@ -322,7 +374,6 @@ impl<S: Storage> Editor<'_, S> {
                 self.effects.transfer(owner, path, false);
             }
         });
-        self.told(path, 0, true, Some(Old::Branch(removed)));
     }
 
     /// Replaces the access control list of a node that exists.
@@ -333,16 +384,26 @@ impl<S: Storage> Editor<'_, S> {
         };
         let owner = acl.owner();
         let new_cost = cost(path, &node.value, &acl);
+        let is_noted = note(
+            self.effects,
+            &mut self.touched,
+            self.watches,
+            path,
+            0,
+            false,
+        );
+        faults::may_crash();
         let old = mem::replace(&mut node.acl, acl);
         let old_cost = cost(path, &node.value, &old);
         node.generation = generation;
+        self.done(is_noted, Some(Old::Acl(Rc::clone(&old))));
+        faults::may_crash();
         if !path.is_special() {
             self.effects
                 .charge(old.owner(), -1, old_cost.saturating_neg());
             self.effects.charge(owner, 1, new_cost);
             self.change_hands(path, old.owner(), owner);
         }
-        self.told(path, 0, false, Some(Old::Acl(old)));
     }
 
     /// Keeps the estates right when a node gets another owner: its own place among them, and that of each child.
@@ -367,19 +428,23 @@ impl<S: Storage> Editor<'_, S> {
         });
     }
 
-    fn told(&mut self, path: PathRef<'_>, made: usize, removed: bool, old: Option<Old<S>>) {
-        if let Some(touched) = &mut self.touched {
-            return touched.mark(path, Mark { removed, made });
-        }
-        let heard = |watches: &Watches| watches.concern(path, removed);
-        if self.watches.is_none_or(heard) {
-            let path = path.to_path();
-            self.effects.changes.push(Change {
-                path,
-                removed,
-                made,
-                old,
-            });
+    /// Notes a change that is to be made; whether others hear of it from here.
+    fn note(&mut self, path: PathRef<'_>, made: usize, removed: bool) -> bool {
+        note(
+            self.effects,
+            &mut self.touched,
+            self.watches,
+            path,
+            made,
+            removed,
+        )
+    }
+
+    /// The change that was noted last is made.
+    fn done(&mut self, is_noted: bool, old: Option<Old<S>>) {
+        self.effects.is_done = true;
+        if is_noted && let Some(change) = self.effects.changes.last_mut() {
+            change.old = old;
         }
     }
 
@@ -387,4 +452,28 @@ impl<S: Storage> Editor<'_, S> {
         self.generation.0 = self.generation.0.wrapping_add(1);
         *self.generation
     }
+}
+
+fn note<S: Storage>(
+    effects: &mut Effects<S>,
+    touched: &mut Option<&mut Touched>,
+    watches: Option<&Watches>,
+    path: PathRef<'_>,
+    made: usize,
+    removed: bool,
+) -> bool {
+    if let Some(touched) = touched {
+        touched.mark(path, Mark { removed, made });
+        return false;
+    }
+    let is_heard = watches.is_none_or(|watches| watches.concern(path, removed));
+    if is_heard {
+        effects.changes.push(Change {
+            path: path.to_path(),
+            removed,
+            made,
+            old: None,
+        });
+    }
+    is_heard
 }

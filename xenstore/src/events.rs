@@ -9,6 +9,7 @@ use crate::bugs;
 use crate::connection::Connection;
 use crate::counters::Counter;
 use crate::effects::{Change, Old};
+use crate::faults;
 use crate::ids::{ConnId, DomId};
 use crate::output::{Event, EventText};
 use crate::path::{Components, Path, PathRef};
@@ -22,6 +23,33 @@ const EVENTS_MAX: usize = 1024;
 
 /// Bytes that finding an event among those that wait takes, besides its place in the queue.
 const INDEX_BYTES: u64 = 64;
+
+/// How far all that are to hear of something have heard of it, so that it can be told once more, to those who have not.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Telling {
+    /// Events that were come to.
+    step: u64,
+    /// Events that are queued, or were not to be.
+    done: u64,
+}
+
+impl Telling {
+    /// Begins once more.
+    pub(crate) fn begin_again(&mut self) {
+        self.step = 0;
+    }
+
+    /// Comes to the next event; whether it is yet to be told.
+    fn is_next(&mut self) -> bool {
+        self.step = self.step.wrapping_add(1);
+        self.step > self.done
+    }
+
+    /// The present event is told.
+    fn set_told(&mut self) {
+        self.done = self.step;
+    }
+}
 
 impl<S: Storage> Server<S> {
     /// Tells the watchers of committed changes, in order.
@@ -168,9 +196,10 @@ impl<S: Storage> Server<S> {
     }
 
     fn queue_event(&mut self, id: WatchId, conn: ConnId, text: EventText, repeats: bool) {
-        if !fits(text.len()) && !bugs::XSA_324 {
+        if !fits(text.len()) && !bugs::XSA_324 || !self.telling.is_next() {
             return;
         }
+        faults::may_crash();
         let Some(has_room) = self.connections.get(conn).map(|to| self.has_room(conn, to)) else {
             return;
         };
@@ -180,6 +209,7 @@ impl<S: Storage> Server<S> {
         let room = has_room.then(|| connection.output.make_room()).flatten();
         let Some(taken) = room.or(connection.privileged.then_some(0)) else {
             connection.lost.insert(id);
+            self.telling.set_told();
             let counters = &connection.counters;
             counters.suffer(Counter::EventsLost, 1, EVENTS_MAX, self.now);
             self.note_lost(id, &text);
@@ -194,10 +224,13 @@ impl<S: Storage> Server<S> {
             repeats,
             is_counted: !privileged,
         };
-        let Some(bytes) = connection.output.event(event) else {
+        let queued = connection.output.event(event);
+        self.telling.set_told();
+        let Some(bytes) = queued else {
             connection.counters.count(Counter::EventsCoalesced);
             return;
         };
+        faults::may_crash();
         connection.counters.count(Counter::EventsQueued);
         if !mem::replace(&mut connection.ready, true) {
             self.ready.push_back(conn);

@@ -11,7 +11,6 @@ use crate::acl::Acl;
 use crate::answer::Answer;
 use crate::conflict::Hold;
 use crate::connection::Request;
-use crate::effects::Effects;
 use crate::extension::{Keep, View, WordError, items};
 use crate::ids::{ConnId, DomId, TxId};
 use crate::journal::Entry;
@@ -453,13 +452,12 @@ impl<S: Storage> Keep for Keeper<'_, S> {
         };
         let path = path.as_ref();
         let server = &mut *self.0;
-        let mut effects = Effects::default();
         let owner = server.domains.get(owner);
         let owner = owner.map(|owner| owner.incarnation);
         let owner = owner.unwrap_or(server.domains.privileged());
         let (_, missing) = server.store.nodes.nearest(path);
         let levels = missing.count();
-        let mut edit = server.store.edit(&mut effects, &server.watches);
+        let mut edit = server.edit();
         if path.is_special() {
             return;
         }
@@ -468,7 +466,7 @@ impl<S: Storage> Keep for Keeper<'_, S> {
         } else {
             edit.create(path, levels, value, &Rc::new(Acl::private(owner)));
         }
-        server.commit(&mut effects);
+        server.commit(None);
     }
 
     fn remove(&mut self, path: &str) {
@@ -477,11 +475,7 @@ impl<S: Storage> Keep for Keeper<'_, S> {
         if path.is_root() || path.is_special() || server.store.nodes.get(path).is_none() {
             return;
         }
-        let mut effects = Effects::default();
-        server
-            .store
-            .edit(&mut effects, &server.watches)
-            .remove(path);
-        server.commit(&mut effects);
+        server.edit().remove(path);
+        server.commit(None);
     }
 }

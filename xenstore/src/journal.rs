@@ -21,6 +21,11 @@ pub enum Entry {
     Run(Instant),
     /// It did what this time asked for.
     Timeout(Instant),
+    /// It begins to work for a request. If nothing more is told of it, it crashed.
+    Begins {
+        /// Which.
+        request: Noted,
+    },
     /// It answered a request, with an error or not.
     Served {
         /// Which.

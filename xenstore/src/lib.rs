@@ -47,6 +47,10 @@ mod effects;
 mod events;
 mod extension;
 mod extensions;
+#[cfg(feature = "journal")]
+pub mod faults;
+#[cfg(not(feature = "journal"))]
+mod faults;
 mod features;
 mod ids;
 mod journal;
@@ -83,6 +87,7 @@ pub use crash::{Blamed, Crash};
 pub use features::{Features, Nesting};
 pub use ids::{ConnId, DomId, EvtchnPort, GrantRef, Identity, ReqId, Ticket, UniqueId};
 pub use journal::{Entry, Noted};
+pub use lifecycle::Completed;
 pub use live_update::{Reads, Refused, UpdatePlan, Updater};
 pub use path::Path;
 pub use quota::{Quota, Quotas};

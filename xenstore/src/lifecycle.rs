@@ -13,7 +13,8 @@ use crate::counters::Counter;
 use crate::crash::AtWork;
 use crate::database::{Need, Refusal};
 use crate::domain::Domain;
-use crate::effects::Effects;
+use crate::events::Telling;
+use crate::faults;
 use crate::features::Features;
 use crate::ids::{ConnId, DomId, EvtchnPort, Identity, Ticket};
 use crate::journal::Entry;
@@ -23,6 +24,24 @@ use crate::server::{Action, DomainEvent, Outcome, Question, Server};
 use crate::storage::Storage;
 use crate::store::{INTRODUCE_DOMAIN, RELEASE_DOMAIN};
 use crate::wire::{Errno, Kind, decimal, exactly, one, strings};
+
+/// What became of the request within which the server crashed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Completed {
+    /// What it was to change is changed.
+    pub did_change: bool,
+    /// Its reply is queued, and lost with its connection unless that is kept.
+    pub did_answer: bool,
+}
+
+/// A domain that is being buried.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ending {
+    domid: DomId,
+    connection: Option<ConnId>,
+    /// Nothing of it is left but that others hear of it.
+    is_telling: bool,
+}
 
 /// What happened outside.
 impl<S: Storage> Server<S> {
@@ -40,9 +59,7 @@ impl<S: Storage> Server<S> {
                 self.meet(identity);
             }
             None => {
-                if self.bury(domid) {
-                    self.tell_special_plainly(RELEASE_DOMAIN);
-                }
+                self.release_plainly(domid);
             }
         }
     }
@@ -144,6 +161,7 @@ impl<S: Storage> Server<S> {
                 DomainEvent::Shutdown(identity) => self.shut_down(identity),
                 DomainEvent::Dead(identity) => self.is_known(identity) && self.bury(identity.domid),
             };
+            self.ending = None;
             dealt_with = dealt_with.saturating_add(1);
             self.work = self.work.saturating_add(1);
             let sent = self.events.wrapping_sub(sent_before);
@@ -196,8 +214,8 @@ impl<S: Storage> Server<S> {
     /// Makes a domain known. If its domid was another's, that one is dead, even if Xen has not told so yet (hostility.md R13).
     fn meet(&mut self, identity: Identity) -> Incarnation {
         let predecessor = self.domains.get(identity.domid).and_then(Domain::identity);
-        if predecessor.is_some_and(|known| known != identity) && self.bury(identity.domid) {
-            self.tell_special_plainly(RELEASE_DOMAIN);
+        if predecessor.is_some_and(|known| known != identity) {
+            self.release_plainly(identity.domid);
         }
         self.domains.learn(identity, self.settings.features)
     }
@@ -222,27 +240,103 @@ impl<S: Storage> Server<S> {
         is_news
     }
 
-    /// Ends a domain in the order of hostility.md R14; whether it had been introduced, so that its release was told.
+    /// Ends a domain in the order of hostility.md R14; whether it had been introduced, so that its release was told. It counts as being buried
+    /// until all have heard, also plainly: `ending` is the caller's to clear.
     pub(crate) fn bury(&mut self, domid: DomId) -> bool {
         if self.domains.is_privileged(domid) {
             return false;
         }
-        let connection = self
-            .domains
-            .get_mut(domid)
-            .and_then(|domain| domain.connection.take());
+        let domain = self.domains.get(domid);
+        let connection = domain.and_then(|domain| domain.connection);
+        self.ending = Some(Ending {
+            domid,
+            connection,
+            is_telling: false,
+        });
+        self.telling = Telling::default();
+        self.did_change = true;
+        self.go_on_burying();
+        connection.is_some()
+    }
+
+    /// Ends a domain, and tells plainly that one was released, if it had been introduced.
+    fn release_plainly(&mut self, domid: DomId) {
+        if self.bury(domid) {
+            self.tell_special_plainly(RELEASE_DOMAIN);
+        }
+        self.ending = None;
+    }
+
+    /// Does what is left to do for the domain that is being buried; all of it may be done twice.
+    fn go_on_burying(&mut self) {
+        let Some(Ending {
+            domid,
+            connection,
+            is_telling,
+        }) = self.ending
+        else {
+            return;
+        };
+        faults::may_crash();
         if let Some(conn) = connection {
             self.work = self.work.saturating_add(self.closing_cost(conn));
             self.close(conn);
+            faults::may_crash();
         }
         self.remove_estates(domid);
+        faults::may_crash();
         self.domains.remove(domid);
         self.remove_counter_node(domid);
         self.tell_extensions_of_end(domid);
+        if !is_telling {
+            self.telling = Telling::default();
+            self.ending = self.ending.map(|ending| Ending {
+                is_telling: true,
+                ..ending
+            });
+        }
+        faults::may_crash();
         if connection.is_some() {
             self.tell_special(RELEASE_DOMAIN, domid);
         }
-        connection.is_some()
+    }
+
+    /// Completes what the server was at when it crashed: a change of which not all have heard, and the end of a domain. Before
+    /// [`Server::export_after_crash`]; should it crash, too, then without it.
+    ///
+    /// What the request that crashed was to change is changed then, all of it or nothing.
+    pub fn complete_after_crash(&mut self) -> Completed {
+        self.recount();
+        if self.effects.is_done() {
+            self.did_change = true;
+            self.telling.begin_again();
+            let effects = Rc::clone(&self.effects);
+            self.tell(effects.changes());
+            drop(effects);
+            self.telling = Telling::default();
+        }
+        Rc::make_mut(&mut self.effects).clear();
+        if let Some(ending) = self.ending {
+            self.telling.begin_again();
+            self.go_on_burying();
+            self.ending = None;
+            match self.at_work {
+                Some(_) if ending.connection.is_some() => {
+                    self.tell_special_plainly(RELEASE_DOMAIN);
+                }
+                _ => self.is_release_untold |= ending.connection.is_some(),
+            }
+        }
+        if let Some(watch) = self.fresh_watch
+            && self.at_work.is_some_and(|at_work| at_work.is_answered)
+        {
+            self.telling.begin_again();
+            self.tell_first(watch);
+        }
+        Completed {
+            did_change: self.did_change,
+            did_answer: self.at_work.is_some_and(|at_work| at_work.is_answered),
+        }
     }
 
     /// Removes all nodes of a domain with what is below them. `/` cannot go: it returns to the privileged domain, and what the
@@ -255,18 +349,17 @@ impl<S: Storage> Server<S> {
             let first = estates.first().is_some_and(|path| path.as_ref().is_root());
             let count = if first { 1 } else { estates.len() };
             for path in estates.into_iter().take(count) {
-                let mut effects = Effects::default();
                 let path = path.as_ref();
                 let owner = self.domains.privileged();
                 let stays = path.is_root() || bugs::XSA_419;
                 let root = self.store.nodes.get(path).filter(|_| stays);
                 let root = root.map(|node| Rc::new(node.acl.owned_by(owner)));
-                let mut edit = self.store.edit(&mut effects, &self.watches);
+                let mut edit = self.edit();
                 match root {
                     Some(acl) => edit.set_acl(path, acl),
                     None => edit.remove(path),
                 }
-                self.commit(&mut effects);
+                self.commit(None);
             }
         }
     }
@@ -328,9 +421,7 @@ impl<S: Storage> Server<S> {
     fn release(&mut self, payload: &[u8]) -> Result<Answer, Refusal> {
         let domid = self.introduced(one(payload)?)?;
         self.actions.push_back(Action::Disconnect { domid });
-        if self.bury(domid) {
-            self.tell_special_plainly(RELEASE_DOMAIN);
-        }
+        self.release_plainly(domid);
         Ok(Answer::Done)
     }
 
@@ -339,6 +430,7 @@ impl<S: Storage> Server<S> {
         if let Some(domain) = self.domains.get_mut(domid) {
             domain.told_shutdown = false;
         }
+        self.did_change = true;
         Ok(Answer::Done)
     }
 
@@ -371,6 +463,7 @@ impl<S: Storage> Server<S> {
         if let Some(domain) = self.domains.alive_mut(domain) {
             domain.target = Some(target);
         }
+        self.did_change = true;
         Ok(Answer::Done)
     }
 
@@ -404,6 +497,7 @@ impl<S: Storage> Server<S> {
         if let Some(domain) = self.domains.get_mut(domid) {
             domain.features = features;
         }
+        self.did_change = true;
         Ok(Answer::Done)
     }
 
@@ -451,6 +545,7 @@ impl<S: Storage> Server<S> {
             }
             _ => return Err(Errno::EINVAL.into()),
         }
+        self.did_change = true;
         Ok(Answer::Done)
     }
 

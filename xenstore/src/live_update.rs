@@ -142,7 +142,9 @@ impl<S: Storage> Server<S> {
 
     /// The update cannot be made, and all goes on as if it had not been asked for; its requester is told why.
     pub fn update_failed(&mut self, why: &str) {
-        log::warn!("live-update: failed: {why}");
+        if self.live_update.unanswered.is_some() {
+            log::warn!("live-update: failed: {why}");
+        }
         self.end_update(why);
     }
 }

@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use alloc::{format, string::String};
 
 use crate::bugs;
+use crate::faults;
 use crate::ids::ConnId;
 use crate::path::Path;
 use crate::storage::{Value, digest_bytes};
@@ -248,6 +249,7 @@ impl Output {
         let is_long = self.messages.len() >= ROOM;
         let more = if is_long { ROOM } else { 1 };
         let before = self.messages.capacity();
+        faults::permit()?;
         self.messages.try_reserve(more).ok()?;
         let grown = self.messages.capacity().saturating_sub(before);
         u64::try_from(grown.saturating_mul(size_of::<Message>())).ok()

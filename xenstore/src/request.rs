@@ -1,13 +1,14 @@
 //! From a request to its answer: the rules that hold for all of them, then the one that was asked for.
 
 use alloc::format;
-use core::mem;
+use alloc::rc::Rc;
 
 use crate::answer::Answer;
 use crate::bugs;
 use crate::connection::Request;
 use crate::database::{Refusal, Setting, Work, is_database};
 use crate::effects::{Charge, Effects};
+use crate::faults;
 use crate::features::Features;
 use crate::ids::{ConnId, DomId, TxId};
 use crate::lifecycle::parse_domid;
@@ -78,12 +79,8 @@ impl<S: Storage> Server<S> {
             }
             .execute(kind, payload),
         });
-        if answer.is_ok() && !self.effects.is_empty() {
-            let mut effects = mem::take(&mut self.effects);
-            self.commit(&mut effects);
-            self.note_changes(conn, &effects);
-            effects.clear();
-            self.effects = effects;
+        if !self.effects.is_empty() {
+            self.commit(Some(conn));
         }
         if self.policies.more().is_some() {
             self.tell_passed(!matches!(answer, Err(Refusal::Wait(_))));
@@ -123,7 +120,7 @@ impl<S: Storage> Server<S> {
         let place = Place {
             transactions: &mut connection.transactions,
             nodes: &mut self.store.nodes,
-            effects: &mut self.effects,
+            effects: Rc::make_mut(&mut self.effects),
             watches: (!told_all).then_some(&self.watches),
         };
         work(&mut setting, place)
@@ -154,7 +151,9 @@ impl<S: Storage> Server<S> {
         let opening = self.history.open(self.now);
         let mut begun = Transaction::start(nodes, &self.domains, opening, log);
         begun.parent = transaction;
+        faults::may_crash();
         let id = transactions.add(begun);
+        self.did_change = true;
         Ok(Answer::Text(format!("{id}")))
     }
 
@@ -174,15 +173,22 @@ impl<S: Storage> Server<S> {
         let (mut work, mut spare) = (0, None);
         let ended = self.with_setting(conn, |setting, place| {
             if commit {
-                let Place { nodes, watches, .. } = place;
-                let committed = place.transactions.commit(id, setting, nodes, watches);
+                let Place {
+                    nodes,
+                    effects,
+                    watches,
+                    ..
+                } = place;
+                let committed = place
+                    .transactions
+                    .commit(id, setting, nodes, effects, watches);
                 work = place.transactions.take_work();
                 spare = place.transactions.take_spare();
                 committed
             } else {
                 place.transactions.abort(id)?;
                 spare = place.transactions.take_spare();
-                Ok(Effects::default())
+                Ok(())
             }
         });
         if self.policies.more().is_some() {
@@ -191,18 +197,16 @@ impl<S: Storage> Server<S> {
         }
         self.spare_log = spare.or(self.spare_log.take());
         self.work = self.work.saturating_add(work);
-        let mut effects = ended.inspect_err(|refusal| {
+        ended.inspect_err(|refusal| {
             if *refusal == Refusal::Errno(Errno::EAGAIN) {
                 self.note_conflict(conn);
             }
         })?;
-        self.commit(&mut effects);
+        if !self.effects.is_empty() {
+            self.commit(Some(conn));
+        }
         if self.policies.more().is_some() {
             self.tell_committed();
-        }
-        self.note_changes(conn, &effects);
-        if let Some(log) = &mut self.spare_log {
-            log.reuse(effects);
         }
         Ok(Answer::Done)
     }
@@ -246,6 +250,7 @@ impl<S: Storage> Server<S> {
         connection.watches = connection.watches.saturating_add(1);
         connection.watch_bytes = connection.watch_bytes.saturating_add(bytes);
         self.fresh_watch = Some(self.watches.add(watch));
+        self.did_change = true;
         Ok(())
     }
 
@@ -262,6 +267,7 @@ impl<S: Storage> Server<S> {
             connection.lost.remove(&id);
         }
         self.drop_events(conn, |of, _| of == id);
+        self.did_change = true;
         Ok(Answer::Done)
     }
 
@@ -275,6 +281,7 @@ impl<S: Storage> Server<S> {
             connection.lost.clear();
             (connection.watches, connection.watch_bytes) = (0, 0);
         }
+        self.did_change = true;
         Answer::Done
     }
 

@@ -8,6 +8,8 @@ use crate::connection::{Connection, Request};
 use crate::counters::Counter;
 use crate::crash::AtWork;
 use crate::database::{Need, Refusal};
+use crate::events::Telling;
+use crate::faults;
 use crate::ids::{ConnId, Ticket};
 use crate::journal::Entry;
 use crate::output::{Cause, Payload};
@@ -105,6 +107,7 @@ impl<S: Storage> Server<S> {
     fn serve_next(&mut self, conn: ConnId, begins: Served) -> u32 {
         let cost = self.serve(conn);
         self.at_work = None;
+        faults::end_request();
         self.spent = self.spent.saturating_add(cost.into());
         if let Some(connection) = self.connections.get_mut(conn)
             && !connection.privileged
@@ -136,6 +139,11 @@ impl<S: Storage> Server<S> {
         let cost = cost_of(&request.payload);
         let events = self.events;
         self.work = 0;
+        self.did_change = false;
+        self.telling = Telling::default();
+        self.note_request(conn, &request, |request| Entry::Begins { request });
+        faults::begin_request();
+        faults::may_crash();
         let answer = match self.answer(conn, &request) {
             Ok(answer) => Ok(answer),
             Err(Refusal::Errno(errno)) => Err(errno),
@@ -152,6 +160,7 @@ impl<S: Storage> Server<S> {
                 return u32::try_from(cost).unwrap_or(u32::MAX);
             }
         };
+        faults::may_crash();
         let refused = answer.as_ref().err().copied();
         self.reply(conn, request.header, answer);
         self.note_request(conn, &request, |request| Entry::Served { request, refused });
@@ -284,8 +293,11 @@ impl<S: Storage> Server<S> {
             self.charge_cause(bytes);
         }
         self.cause = None;
-        if let Some(watch) = self.fresh_watch.take() {
+        faults::may_crash();
+        if let Some(watch) = self.fresh_watch {
+            self.telling = Telling::default();
             self.tell_first(watch);
+            self.fresh_watch = None;
         }
         self.take_backlog(conn);
     }

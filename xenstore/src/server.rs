@@ -5,6 +5,7 @@
 
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -17,10 +18,12 @@ use crate::counters::Counter;
 use crate::crash::AtWork;
 use crate::domain::Domains;
 use crate::effects::Effects;
+use crate::events::Telling;
 use crate::features::Features;
 use crate::ids::{ConnId, DomId, EvtchnPort, Identity, Ticket};
 use crate::journal::{Entry, Journal};
 use crate::layer::{self, Layers};
+use crate::lifecycle::Ending;
 use crate::live_update::LiveUpdate;
 use crate::memory::{Left, Supply};
 use crate::output::Cause;
@@ -154,8 +157,14 @@ pub struct Server<S: Storage = Tree> {
     pub(crate) spare: Spare,
     /// Memory for the log of the next transaction.
     pub(crate) spare_log: Option<Box<Log<S>>>,
-    /// What a request notes its effects in, empty between requests.
-    pub(crate) effects: Effects<S>,
+    /// What a request notes its effects in, until all have heard of them; empty between requests.
+    pub(crate) effects: Rc<Effects<S>>,
+    /// The request that runs has changed something that stays.
+    pub(crate) did_change: bool,
+    /// Up to where they have heard.
+    pub(crate) telling: Telling,
+    /// A domain that is being buried.
+    pub(crate) ending: Option<Ending>,
     pub(crate) watches: Watches,
     pub(crate) actions: VecDeque<Action>,
     pub(crate) questions: BTreeMap<Ticket, Question>,
@@ -296,7 +305,10 @@ impl<S: Storage> Server<S> {
             connections: Connections::default(),
             spare: Spare::default(),
             spare_log: None,
-            effects: Effects::default(),
+            effects: Rc::default(),
+            did_change: false,
+            telling: Telling::default(),
+            ending: None,
             watches: Watches::default(),
             actions: VecDeque::new(),
             questions: BTreeMap::new(),

@@ -8,7 +8,9 @@ use crate::acl::{Acl, Entry, Holder, Incarnation, Letter};
 use crate::counter_nodes::STORE_FOLDERS;
 use crate::domain::{Domains, Usage};
 use crate::effects::{Charge, Editor, Effects, cost};
-use crate::ids::Generation;
+use crate::events::Telling;
+use crate::faults;
+use crate::ids::{ConnId, Generation};
 use crate::path::PathRef;
 use crate::quota::{Peaks, Quota};
 use crate::server::Server;
@@ -83,24 +85,47 @@ impl<S: Storage> Store<S> {
 }
 
 impl<S: Storage> Server<S> {
-    /// Takes the effects of a change that the store's nodes have: the ledger first, then the watchers.
-    pub(crate) fn commit(&mut self, effects: &mut Effects<S>) {
-        self.work = self.work.saturating_add(effects.cost());
-        for (_, charge) in effects.charges() {
+    /// Takes the noted effects of a change that the store's nodes have: the ledger first, then the watchers. Who asked for the change is
+    /// `conn`, if anybody.
+    ///
+    /// The effects stay where they are until all have heard, so that a crash leaves them to [`Server::complete_after_crash`].
+    pub(crate) fn commit(&mut self, conn: Option<ConnId>) {
+        self.work = self.work.saturating_add(self.effects.cost());
+        self.did_change = true;
+        faults::may_crash();
+        for (_, charge) in self.effects.charges() {
             self.store.sums.add(charge);
         }
-        let exact = post(&mut self.domains, &mut self.peaks, effects);
+        let exact = post(
+            &mut self.domains,
+            &mut self.peaks,
+            Rc::make_mut(&mut self.effects),
+        );
         if !exact {
             log::error!("accounts were wrong and are counted again");
             self.recount();
         }
+        let effects = Rc::clone(&self.effects);
         self.tell(effects.changes());
+        if let Some(conn) = conn {
+            self.note_changes(conn, &effects);
+        }
         let is_alive = |incarnation| self.domains.alive(incarnation).is_some();
         self.store.nodes.committed(self.now, &is_alive);
+        faults::may_crash();
+        drop(effects);
+        Rc::make_mut(&mut self.effects).clear();
+        self.telling = Telling::default();
+    }
+
+    /// Where to note the effects of a change of the store's own.
+    pub(crate) fn edit(&mut self) -> Editor<'_, S> {
+        let effects = Rc::make_mut(&mut self.effects);
+        self.store.edit(effects, &self.watches)
     }
 
     /// Sets every account to what a walk over the tree finds.
-    fn recount(&mut self) {
+    pub(crate) fn recount(&mut self) {
         let found = count(&self.store.nodes);
         self.store.sums = Sums::default();
         for charge in found.values() {
@@ -130,21 +155,19 @@ impl<S: Storage> Server<S> {
 
     /// `/tool/xenstored`, where tools look for the server (protocol.md section 5.5).
     pub(crate) fn with_first_nodes(mut self) -> Self {
-        let mut effects = Effects::default();
-        self.create_missing(&STORE_FOLDERS, &mut effects);
-        self.commit(&mut effects);
+        self.create_missing(&STORE_FOLDERS);
+        self.commit(None);
         self.recount();
         self.start_extensions();
         self
     }
 
     /// Creates those of some nodes of the privileged domain that are missing, each below the one before.
-    pub(crate) fn create_missing(&mut self, paths: &[&str], effects: &mut Effects<S>) {
+    pub(crate) fn create_missing(&mut self, paths: &[&str]) {
         let acl = Rc::new(Acl::private(self.domains.privileged()));
         for path in paths.iter().copied().map(PathRef::known) {
             if self.store.nodes.get(path).is_none() {
-                let mut edit = self.store.edit(effects, &self.watches);
-                edit.create_parent(path, &acl);
+                self.edit().create_parent(path, &acl);
             }
         }
     }

@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 
 use hashbrown::HashTable;
 
+use crate::faults;
 use crate::path::PathRef;
 use crate::quota::within;
 use crate::storage::digest;
@@ -110,8 +111,11 @@ impl Touched {
     fn make_room(&mut self, path: PathRef<'_>) -> Option<()> {
         let touches = &self.touches;
         let digest = |at: &usize| touches.get(*at).map_or(0, |touch| touch.digest);
+        faults::permit()?;
         self.table.try_reserve(1, digest).ok()?;
+        faults::permit()?;
         self.touches.try_reserve(1).ok()?;
+        faults::permit()?;
         self.paths.try_reserve(path.as_str().len()).ok()
     }
 

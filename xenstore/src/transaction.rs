@@ -20,7 +20,8 @@ use crate::bugs;
 use crate::conflict::{Conflict, Opening};
 use crate::database::{Refusal, Setting, Work};
 use crate::domain::{Domain, Domains};
-use crate::effects::{Charge, Effects};
+use crate::effects::{Charge, Effects, SPARE_PLACES};
+use crate::faults;
 use crate::ids::TxId;
 use crate::path::{Path, PathRef};
 use crate::quota::{Quota, within};
@@ -36,8 +37,8 @@ use crate::wire::{Errno, Kind, strings};
 const COST_MAX: u64 = 1024;
 /// Bytes that keeping a request costs besides its payload and answer.
 const KEPT_BYTES: usize = 64;
-/// Requests and nodes, and bytes of payloads and of paths, for which there is memory in a log that is kept for another transaction.
-const SPARE_PLACES: usize = 128;
+/// Bytes of payloads and of paths for which there is memory in a log that is kept for another transaction; and requests and nodes, as many as
+/// [`SPARE_PLACES`].
 const SPARE_BYTES: usize = 8192;
 
 /// The open transactions of one connection.
@@ -250,8 +251,8 @@ impl<S: Storage> Transactions<S> {
             .fold(Charge::default(), Charge::plus)
     }
 
-    /// Ends a transaction and those inside it, makes its changes the store's or its parent's, and gives their effects on the store; or changes
-    /// nothing. While the host must be asked first it stays open.
+    /// Ends a transaction and those inside it, makes its changes the store's or its parent's, and notes their `effects` on the store; or
+    /// changes nothing. While the host must be asked first it stays open.
     ///
     /// # Errors
     /// Those of [`Transaction::commit`] and [`Transaction::take_in`].
@@ -260,14 +261,14 @@ impl<S: Storage> Transactions<S> {
         id: TxId,
         setting: &mut Setting<'_>,
         store: &mut S,
+        effects: &mut Effects<S>,
         watches: Option<&Watches>,
-    ) -> Result<Effects<S>, Refusal> {
+    ) -> Result<(), Refusal> {
+        faults::may_crash();
         let mut transaction = self.remove(id).ok_or(Errno::ENOENT)?;
         let committed = match transaction.parent {
-            None => transaction.commit(setting, store, watches),
-            Some(parent) => self
-                .merge(parent, &mut transaction, setting)
-                .map(|()| Effects::default()),
+            None => transaction.commit(setting, store, effects, watches),
+            Some(parent) => self.merge(parent, &mut transaction, setting),
         };
         if bugs::XSA_415 && committed.is_err() {
             *store = transaction.nodes.clone();
@@ -356,11 +357,9 @@ impl<S: Storage> Default for Log<S> {
 
 impl<S: Storage> Log<S> {
     /// Keeps the memory of effects that were taken, if it is not too much.
-    pub(crate) fn reuse(&mut self, mut effects: Effects<S>) {
+    fn reuse(&mut self, mut effects: Effects<S>) {
         effects.clear();
-        if effects.capacity() <= SPARE_PLACES {
-            self.effects = effects;
-        }
+        self.effects = effects;
     }
 
     /// Its memory for another transaction, if it is not too much.
@@ -474,7 +473,7 @@ impl<S: Storage> Transaction<S> {
         touched.saturating_add(self.nodes.noted_bytes())
     }
 
-    /// Makes the transaction's changes the store's, and gives their effects; or changes nothing.
+    /// Makes the transaction's changes the store's, and notes their `effects`; or changes nothing.
     ///
     /// # Errors
     /// ENOMEM if it failed before; ENOSPC if a domain would own too many nodes; EAGAIN for a conflict, or if it was given up. Or the host
@@ -483,8 +482,9 @@ impl<S: Storage> Transaction<S> {
         &mut self,
         setting: &mut Setting<'_>,
         store: &mut S,
+        effects: &mut Effects<S>,
         watches: Option<&Watches>,
-    ) -> Result<Effects<S>, Refusal> {
+    ) -> Result<(), Refusal> {
         if self.is_given_up {
             return Err(Errno::EAGAIN.into());
         }
@@ -492,7 +492,7 @@ impl<S: Storage> Transaction<S> {
             return Err(Errno::ENOMEM.into());
         }
         if self.nodes.is_same(&self.base) {
-            return Ok(Effects::default());
+            return Ok(());
         }
         if !store.is_same(&self.base) || self.deaths != setting.domains.deaths() {
             self.rerun(setting, store)?;
@@ -501,10 +501,15 @@ impl<S: Storage> Transaction<S> {
         if let Some(policies) = setting.policies {
             policies.note_committed(self.log.touched.marked().map(|(path, _)| path));
         }
-        let mut effects = mem::take(&mut self.log.effects);
-        effects.settle(&self.base, &self.nodes, &self.log.touched, watches);
+        let mut settled = mem::take(&mut self.log.effects);
+        settled.settle(&self.base, &self.nodes, &self.log.touched, watches);
+        settled.set_done();
+        faults::may_crash();
         *store = mem::replace(&mut self.nodes, self.base.clone());
-        Ok(effects)
+        // The memory of what was noted before serves the next transaction.
+        self.log.effects = mem::replace(effects, settled);
+        faults::may_crash();
+        Ok(())
     }
 
     /// Runs the requests again on the store as it is now.
@@ -639,7 +644,9 @@ impl<S: Storage> Transaction<S> {
 
     /// Room for one more request, in lists that can become longer than any hole in the memory.
     fn make_room(&mut self, payload: &[u8]) -> Option<()> {
+        faults::permit()?;
         self.log.kept.try_reserve(1).ok()?;
+        faults::permit()?;
         self.log.payloads.try_reserve(payload.len()).ok()
     }
 

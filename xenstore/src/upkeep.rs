@@ -224,6 +224,7 @@ impl<S: Storage> Server<S> {
     pub(crate) fn set_deadline(&mut self, conn: ConnId) {
         let limit = self.settings.event_timeout;
         if let Some(connection) = self.connections.get_mut(conn)
+            && !connection.privileged
             && connection.deadline.is_none()
             && !limit.is_zero()
             && let Some(oldest) = connection.output.oldest_event()

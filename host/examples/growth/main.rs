@@ -1,4 +1,5 @@
-//! What requests cost at a size and at twice that size, in instructions: at most 2.2 times as much, whatever grows.
+//! What requests cost at a size and at twice that size, in instructions: at most 2.2 times as much, whatever grows, and no more than at
+//! first beside what they have nothing to do with.
 //!
 //! The program runs itself under callgrind, which counts what happens inside [`measured`] and tells after each time.
 #![expect(
@@ -24,6 +25,8 @@ static HEAP: MeteredHeap = MeteredHeap;
 
 /// How much more twice the size may cost: a little for logarithms and for what is rounded up.
 const MOST: f64 = 2.2;
+/// The same where what grows is not what is worked on.
+const MOST_BESIDE: f64 = 1.2;
 
 fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some("run") {
@@ -43,17 +46,19 @@ fn main() -> ExitCode {
     );
     for (workload, pair) in ALL.iter().zip(counts.chunks(2)) {
         let ratio = pair[1] / pair[0];
-        let verdict = if ratio > MOST { "TOO MUCH" } else { "" };
-        worse += usize::from(ratio > MOST);
+        let most = if workload.is_beside {
+            MOST_BESIDE
+        } else {
+            MOST
+        };
+        let verdict = if ratio > most { "TOO MUCH" } else { "" };
+        worse += usize::from(ratio > most);
         println!(
             "{:62} {:>6} {:>12} {:>12} {ratio:>6.2} {verdict}",
             workload.name, workload.size, pair[0], pair[1]
         );
     }
-    println!(
-        "{worse} of {} grow faster than what they work on",
-        ALL.len()
-    );
+    println!("{worse} of {} grow faster than they may", ALL.len());
     ExitCode::from(u8::from(worse > 0))
 }
 

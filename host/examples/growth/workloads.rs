@@ -13,6 +13,8 @@ const OTHER: u16 = 2;
 pub(crate) struct Workload {
     pub(crate) name: &'static str,
     pub(crate) size: usize,
+    /// What grows is not what is worked on.
+    pub(crate) is_beside: bool,
     pub(crate) prepare: fn(usize) -> Measured,
 }
 
@@ -123,6 +125,7 @@ pub(crate) const ALL: &[Workload] = &[
     Workload {
         name: "all small requests; own nodes",
         size: 700,
+        is_beside: true,
         prepare: |n| {
             after(
                 |store| fill(store, n, Kind::Mkdir, "dir/#/leaf\0"),
@@ -133,6 +136,7 @@ pub(crate) const ALL: &[Workload] = &[
     Workload {
         name: "all small requests; own watches elsewhere",
         size: 700,
+        is_beside: true,
         prepare: |n| {
             after(
                 |store| fill(store, n, Kind::Watch, "w/#\0token\0"),
@@ -143,6 +147,7 @@ pub(crate) const ALL: &[Workload] = &[
     Workload {
         name: "all small requests; open transactions",
         size: 70,
+        is_beside: true,
         prepare: |n| {
             after(
                 |store| {
@@ -157,11 +162,13 @@ pub(crate) const ALL: &[Workload] = &[
     Workload {
         name: "all small requests; children of the directory",
         size: 700,
+        is_beside: true,
         prepare: |n| after(|store| fill(store, n, Kind::Mkdir, "#\0"), small_requests()),
     },
     Workload {
         name: "all small requests; events that the other has not read",
         size: 300,
+        is_beside: true,
         prepare: |n| {
             after(
                 |store| {
@@ -175,6 +182,7 @@ pub(crate) const ALL: &[Workload] = &[
     Workload {
         name: "WRITE, READ; length of the value",
         size: 1900,
+        is_beside: false,
         prepare: |n| {
             let value = "x".repeat(n);
             let mut deeds = eight(Kind::Write, &format!("v#\0{value}"));
@@ -185,6 +193,7 @@ pub(crate) const ALL: &[Workload] = &[
     Workload {
         name: "a payload of NULs; its length",
         size: 2000,
+        is_beside: false,
         prepare: |n| {
             let nuls = "\0".repeat(n);
             let kinds = Kind::ALL.iter();
@@ -194,6 +203,7 @@ pub(crate) const ALL: &[Workload] = &[
     Workload {
         name: "a payload without a NUL; its length",
         size: 2000,
+        is_beside: false,
         prepare: |n| {
             let text = "x".repeat(n);
             let kinds = Kind::ALL.iter();
@@ -203,6 +213,7 @@ pub(crate) const ALL: &[Workload] = &[
     Workload {
         name: "SET_PERMS, GET_PERMS; permissions",
         size: 300,
+        is_beside: false,
         prepare: |n| {
             let list = "r0\0".repeat(n);
             let mut deeds = eight(Kind::SetPerms, &format!("p\0n1\0{list}"));
@@ -213,6 +224,7 @@ pub(crate) const ALL: &[Workload] = &[
     Workload {
         name: "READ by the last one listed; permissions",
         size: 300,
+        is_beside: false,
         prepare: |n| {
             let list = "r0\0".repeat(n);
             after(
@@ -229,6 +241,7 @@ pub(crate) const ALL: &[Workload] = &[
     Workload {
         name: "DIRECTORY; children",
         size: 300,
+        is_beside: false,
         prepare: |n| {
             after(
                 |store| fill(store, n, Kind::Mkdir, "l/#\0"),
@@ -239,6 +252,7 @@ pub(crate) const ALL: &[Workload] = &[
     Workload {
         name: "DIRECTORY_PART at the end; children",
         size: 3000,
+        is_beside: true,
         prepare: |n| {
             let last = (0..n).map(|n| n.to_string().len() + 1).sum::<usize>() - 5;
             let payload = format!("l\0{last}\0");
@@ -251,6 +265,7 @@ pub(crate) const ALL: &[Workload] = &[
     Workload {
         name: "MKDIR and RM of a path; its names",
         size: 400,
+        is_beside: false,
         prepare: |n| {
             let path = deep(n);
             after(
@@ -262,6 +277,7 @@ pub(crate) const ALL: &[Workload] = &[
     Workload {
         name: "WRITE, READ, SET_PERMS; depth",
         size: 400,
+        is_beside: false,
         prepare: |n| {
             let path = deep(n);
             let mut deeds = eight(Kind::Write, &format!("{path}\0x"));
@@ -276,6 +292,7 @@ pub(crate) const ALL: &[Workload] = &[
     Workload {
         name: "WATCH and UNWATCH; depth",
         size: 400,
+        is_beside: false,
         prepare: |n| {
             let path = deep(n);
             let mut deeds = eight(Kind::Watch, &format!("{path}\0#\0"));
@@ -286,6 +303,7 @@ pub(crate) const ALL: &[Workload] = &[
     Workload {
         name: "WRITE below watches at each level; depth",
         size: 100,
+        is_beside: false,
         prepare: |n| {
             let path = deep(n);
             after(
@@ -306,6 +324,7 @@ pub(crate) const ALL: &[Workload] = &[
     Workload {
         name: "WRITE; watches on the node",
         size: 300,
+        is_beside: false,
         prepare: |n| {
             after(
                 |store| {
@@ -319,6 +338,7 @@ pub(crate) const ALL: &[Workload] = &[
     Workload {
         name: "RM; nodes below",
         size: 700,
+        is_beside: false,
         prepare: |n| {
             after(
                 |store| fill(store, n, Kind::Mkdir, "dir/#/leaf\0"),
@@ -329,6 +349,7 @@ pub(crate) const ALL: &[Workload] = &[
     Workload {
         name: "RM; watches below",
         size: 300,
+        is_beside: false,
         prepare: |n| {
             after(
                 |store| {
@@ -342,6 +363,7 @@ pub(crate) const ALL: &[Workload] = &[
     Workload {
         name: "RESET_WATCHES; watches",
         size: 700,
+        is_beside: false,
         prepare: |n| {
             after(
                 |store| fill(store, n, Kind::Watch, "w/#\0token\0"),
@@ -352,6 +374,7 @@ pub(crate) const ALL: &[Workload] = &[
     Workload {
         name: "UNWATCH; own events that wait",
         size: 300,
+        is_beside: false,
         prepare: |n| {
             after(
                 |store| {
@@ -368,6 +391,7 @@ pub(crate) const ALL: &[Workload] = &[
     Workload {
         name: "one more request in a transaction; requests in it",
         size: 300,
+        is_beside: true,
         prepare: |n| {
             let mut store = open();
             let tx = store.begin(GUEST);
@@ -383,16 +407,19 @@ pub(crate) const ALL: &[Workload] = &[
     Workload {
         name: "the end of a transaction; requests in it",
         size: 300,
+        is_beside: false,
         prepare: |n| transaction(n, false),
     },
     Workload {
         name: "the end of a transaction that is merged; requests in it",
         size: 300,
+        is_beside: false,
         prepare: |n| transaction(n, true),
     },
     Workload {
         name: "a death; nodes of the dead in one place",
         size: 700,
+        is_beside: false,
         prepare: |n| {
             after(
                 |store| fill(store, n, Kind::Mkdir, "dir/#/leaf\0"),
@@ -403,6 +430,7 @@ pub(crate) const ALL: &[Workload] = &[
     Workload {
         name: "a death; nodes of the dead in another's directory",
         size: 700,
+        is_beside: false,
         prepare: |n| {
             after(
                 |store| {
@@ -417,6 +445,7 @@ pub(crate) const ALL: &[Workload] = &[
     Workload {
         name: "a death; watches of the dead",
         size: 700,
+        is_beside: false,
         prepare: |n| {
             after(
                 |store| fill(store, n, Kind::Watch, "w/#\0token\0"),

@@ -22,6 +22,10 @@ pub(crate) struct Scene<'a> {
     pub(crate) serial: u64,
     /// How often, of a thousand, a request is about the few nodes that all share.
     pub(crate) crowd: u64,
+    /// Some directories get more children than a list has room for.
+    pub(crate) wide: bool,
+    /// Quotas of memory may be small.
+    pub(crate) tight: bool,
 }
 
 impl Scene<'_> {
@@ -204,7 +208,37 @@ impl Scene<'_> {
         self.random.word(&["n", "r", "w", "b", "b"])
     }
 
+    /// What several domains do together, which have agreed on what to do when: in turn they set watches on what they share, change it and read
+    /// nothing, hoard transactions over what the others change, and take it all back.
+    pub(crate) fn colluding(&mut self, phase: u64) -> Draft {
+        let path = format!("/t/{}", self.random.below(12));
+        match phase % 4 {
+            0 => {
+                let token = format!("{}", self.random.below(40));
+                (4, words(&[&path, &token]))
+            }
+            1 if self.random.chance(200) => (13, words(&[&path])),
+            1 => self.long_value(&path),
+            2 if self.random.chance(300) => (START, vec![0]),
+            2 => self.long_value(&path),
+            _ if self.random.chance(100) => (21, Vec::new()),
+            _ => (5, words(&[&path, "1"])),
+        }
+    }
+
+    fn long_value(&mut self, path: &str) -> Draft {
+        let mut payload = words(&[path]);
+        let value = format!("{}:{}", self.domid, self.serial);
+        payload.extend(value.as_bytes());
+        payload.extend(std::iter::repeat_n(b'v', self.random.index(1800)));
+        (11, payload)
+    }
+
     fn path(&mut self) -> String {
+        if self.wide && self.domid == 0 && self.random.chance(150) {
+            let name = "w".repeat(200);
+            return format!("/t/{name}{}", self.random.below(30));
+        }
         if self.random.chance(self.crowd) {
             let name = self
                 .random
@@ -281,6 +315,7 @@ impl Scene<'_> {
     /// A limit that is not too small to go on with.
     fn limit(&mut self, name: &str) -> String {
         let value = match name {
+            "memory" if self.tight => 500 + self.random.below(20_000),
             "memory" | "soft-memory" => 0,
             "outstanding" => 4 + self.random.below(30),
             "path-max" => 50 + self.random.below(2000),

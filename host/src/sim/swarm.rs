@@ -21,6 +21,8 @@ pub(crate) enum Manner {
     Flooding,
     /// Writes anything into its page at any time.
     Hostile,
+    /// Does at the same time as others of its kind what is much only if all do it.
+    Colluding,
 }
 
 impl Manner {
@@ -38,6 +40,9 @@ impl Manner {
         matches!(self, Self::Modest | Self::Pipelining | Self::Lazy)
     }
 }
+
+/// Of a thousand hosts so many have thousands of domains.
+const LARGE_HOSTS: u64 = 5;
 
 /// The configuration of a run.
 #[derive(Clone, Debug)]
@@ -69,15 +74,42 @@ pub(crate) struct Swarm {
     pub(crate) extensions: Extensions,
     /// How often another instance takes over, made of the state of the one before, of a thousand steps.
     pub(crate) renewals: u64,
+    /// How often the store crashes within a request, of a thousand turns.
+    pub(crate) crashes: u64,
+    /// Domains that there are from the start on.
+    pub(crate) made: u16,
+    /// The toolstack makes more children than a list of them has room for.
+    pub(crate) wide: bool,
+    /// The toolstack lets guests have little memory.
+    pub(crate) tight: bool,
 }
 
 impl Swarm {
     pub(crate) fn new(random: &mut Random) -> Self {
-        let manners = Manner::ALL.map(|manner| (random.below(4), manner)).to_vec();
+        let mut manners = Manner::ALL.map(|manner| (random.below(4), manner)).to_vec();
         let memory = random.chance(250);
         let clock = random.chance(200);
+        // What came later is chosen apart, so that the rest of what a seed does stays as it is.
+        let mut later = random.clone().fork();
+        if later.chance(250) {
+            manners.push((1 + later.below(12), Manner::Colluding));
+        }
+        let made = if later.chance(LARGE_HOSTS) {
+            1000 + u16::try_from(later.below(2000)).unwrap_or_default()
+        } else {
+            0
+        };
+        let few = 2 + u16::try_from(random.below(9)).unwrap_or_default();
         Self {
-            domids: 2 + u16::try_from(random.below(9)).unwrap_or_default(),
+            crashes: if later.chance(300) {
+                later.below(60)
+            } else {
+                0
+            },
+            made,
+            wide: later.chance(100),
+            tight: memory && later.chance(500),
+            domids: few.max(made),
             limits: limits(random, memory),
             event_timeout_ms: if clock { 0 } else { 20_000 },
             manners,
@@ -98,7 +130,7 @@ impl Swarm {
             nested: random.chance(400),
             extensions: Extensions::new(random, memory),
             renewals: if random.chance(600) {
-                random.below(20)
+                random.below(20) / if made > 0 { 10 } else { 1 }
             } else {
                 0
             },

@@ -1,6 +1,6 @@
 //! Tells the model what the server did, in the server's own order, and holds what came of it against what the model says.
 
-use model::Fate;
+use model::{Fate, Left};
 use xenstore::{DomId, DomainEvent, Entry, Errno, Identity, Noted, Outcome};
 
 use super::guest::Sent;
@@ -37,8 +37,16 @@ impl World {
                 self.model.set_time(now.0);
                 self.model.timeout();
             }
-            Entry::Served { request, refused } => self.served(request, *refused)?,
+            Entry::Begins { request } => {
+                self.begun = Some(request.clone());
+                return Ok(());
+            }
+            Entry::Served { request, refused } => {
+                self.begun = None;
+                self.served(request, *refused)?;
+            }
             Entry::Withheld { request, refused } => {
+                self.begun = None;
                 self.is_next(request)?;
                 let error = refused.map_or("a layer of the simulation never answers", Errno::name);
                 self.coverage.happened("requests withheld by a layer");
@@ -46,6 +54,7 @@ impl World {
                     .withheld(request.domid.get(), &as_modelled(request), error);
             }
             Entry::Waits { request, domid } => {
+                self.begun = None;
                 self.is_next(request)?;
                 self.model
                     .waits(request.domid.get(), &as_modelled(request), domid.get());
@@ -89,6 +98,30 @@ impl World {
         self.coverage.count(request.kind, refused);
         self.model
             .served(request.domid.get(), &as_modelled(request), refused);
+        Ok(())
+    }
+
+    /// The store crashed within a request. Who asked has lost its connection, unless it is the toolstack.
+    pub(crate) fn crashed(&mut self, left: &Left<'_>) -> Judged {
+        let request = self.begun.take().ok_or("a crash, and nobody asked")?;
+        self.is_next(&request)?;
+        let domid = request.domid;
+        self.coverage.happened(if left.did_change {
+            "crashes after a change"
+        } else {
+            "crashes before a change"
+        });
+        self.model
+            .crashed(domid.get(), &as_modelled(&request), left);
+        self.model.check()?;
+        if left.is_kept {
+            return Ok(());
+        }
+        let xen = self.xen.clone();
+        if let Some(guest) = self.served_guest(domid) {
+            guest.stop();
+            guest.reconnect(&xen);
+        }
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! One run: a machine in memory, the real dispatcher and store in it, guests that do what their manner is, faults, and the checks.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
 use kernel::config::Config;
@@ -8,11 +9,11 @@ use kernel::dispatch::Dispatcher;
 use kernel::fake::{Call, FakeXen};
 use kernel::ring::{CONNECTION, REPLIES, REQUESTS};
 use kernel::xen::{LocalPort, Page as _, XenError};
-use model::Model;
+use model::{Left, Model};
 use xenstore::state::{Format, HostLink};
 use xenstore::{
-    ConnId, DomId, Entry, Identity, Instant, Nesting, Noted, Progress, Quota, Server, Settings,
-    Tree, layer, policy,
+    Completed, ConnId, DomId, Entry, Identity, Instant, Nesting, Noted, Progress, Quota, Server,
+    Settings, Tree, faults, layer, policy,
 };
 
 use super::coverage::Coverage;
@@ -36,6 +37,10 @@ const LOOKS_A_TURN: u64 = 8 * (1 + 32 + 16);
 const COST_A_TURN: u64 = 8 * (64 + 4096);
 /// Turns until everything that is owed has been done, once no more faults come.
 const TURNS_TO_REST: u32 = 4000;
+/// Turns in which those who act together do the same.
+const TURNS_A_PHASE: u64 = 100;
+/// Domains that the toolstack makes at the start of a large host before it waits for answers.
+const MADE_AT_ONCE: u16 = 8;
 /// Turns between two complete checks of the accounts.
 const TURNS_BETWEEN_AUDITS: u64 = 8;
 
@@ -61,6 +66,10 @@ pub(crate) struct World {
     leaking: bool,
     /// What every store begins with.
     settings: Settings,
+    /// The request that is at work.
+    pub(crate) begun: Option<Noted>,
+    /// What decides when the store crashes.
+    fate: Random,
 }
 
 impl World {
@@ -127,10 +136,29 @@ impl World {
             wrong_ports: BTreeSet::new(),
             leaking: false,
             settings,
+            begun: None,
+            fate: Random::new(!seed),
         };
         world.ask_dom0(12, words(&["/t"]));
         world.ask_dom0(14, words(&["/t", "b0"]));
+        for domid in 1..=world.swarm.made {
+            world.create(domid);
+            world.introduce(domid);
+            world.coverage.happened("domains of large hosts");
+            while domid % MADE_AT_ONCE == 0
+                && world.guests.get(&0).is_some_and(|dom0| dom0.waiting() > 0)
+            {
+                world.exchange_dom0()?;
+                world.turn()?;
+            }
+        }
         Ok(world)
+    }
+
+    fn exchange_dom0(&mut self) -> Result<(), String> {
+        let dom0 = self.guests.get_mut(&0);
+        dom0.map_or(Ok(false), |dom0| dom0.exchange(&self.xen, usize::MAX))
+            .map(drop)
     }
 
     /// Does one thing.
@@ -214,7 +242,7 @@ impl World {
             self.recent.pop_front();
         }
         let is_dull = match &entry {
-            Entry::Run(_) => true,
+            Entry::Run(_) | Entry::Begins { .. } => true,
             Entry::Domains { events, .. } => events.is_empty(),
             _ => false,
         };
@@ -290,7 +318,7 @@ impl World {
         self.turns += 1;
         // One whose death was to come within a turn may die in any.
         self.interrupted |= self.zombies.values().any(|is_dead| *is_dead);
-        let progress = self.dispatcher.turn();
+        let progress = self.turn_or_crash()?;
         let served = self.witness()?;
         let looks = self.dispatcher.looks() - looks;
         let spent = self.dispatcher.server().spent() - spent;
@@ -299,14 +327,37 @@ impl World {
                 "a turn answered {served} requests, looked {looks} times and cost {spent}"
             ));
         }
-        if !self.interrupted && !self.swarm.lost_deaths && !self.swarm.refusals {
+        // On a large host it takes long to look at everybody.
+        let looks = self.swarm.made == 0 || self.turns.is_multiple_of(TURNS_BETWEEN_AUDITS);
+        if looks && !self.interrupted && !self.swarm.lost_deaths && !self.swarm.refusals {
             self.check_identities()?;
         }
-        if self.turns.is_multiple_of(TURNS_BETWEEN_AUDITS) {
+        let turns = TURNS_BETWEEN_AUDITS * if self.swarm.made == 0 { 1 } else { 8 };
+        if self.turns.is_multiple_of(turns) {
             self.dispatcher.server().audit()?;
         }
         self.interrupted = false;
         Ok(progress)
+    }
+
+    /// A turn, within which the store may crash.
+    fn turn_or_crash(&mut self) -> Result<Progress, String> {
+        if !self.fate.chance(self.swarm.crashes) {
+            return Ok(self.dispatcher.turn());
+        }
+        let range = 1 << self.fate.below(9);
+        let place = self.fate.below(range);
+        faults::crash_at(Some(place));
+        let turned = catch_unwind(AssertUnwindSafe(|| self.dispatcher.turn()));
+        faults::crash_at(None);
+        match turned {
+            Ok(progress) => Ok(progress),
+            Err(error) if error.is::<faults::Crash>() => {
+                self.go_on_after_crash()?;
+                Ok(Progress::More)
+            }
+            Err(error) => resume_unwind(error),
+        }
     }
 
     /// Nothing is known, mapped or bound of domains that are no more.
@@ -415,11 +466,11 @@ impl World {
             Manner::Modest => 1,
             Manner::Pipelining | Manner::Lazy => 12,
             Manner::Malformed => 20,
-            Manner::Flooding | Manner::Hostile => TOOLSTACK_MAX,
+            Manner::Flooding | Manner::Hostile | Manner::Colluding => TOOLSTACK_MAX,
         };
         let count = match manner {
             Manner::Modest => 1,
-            Manner::Flooding => 20,
+            Manner::Flooding | Manner::Colluding => 20,
             _ => 1 + self.random.index(3),
         };
         for _ in 0..count.min(most.saturating_sub(waiting)) {
@@ -430,6 +481,12 @@ impl World {
         } else {
             usize::MAX
         };
+        if manner == Manner::Colluding {
+            let is_reading = self.phase() % 4 != 1;
+            if let Some(guest) = self.guests.get_mut(&domid) {
+                guest.reading = is_reading;
+            }
+        }
         let misbehaves = self.random.chance(150);
         if misbehaves && !manner.is_honest() {
             self.misbehave(domid, manner);
@@ -454,14 +511,18 @@ impl World {
             tx_id = u32::try_from(self.random.below(9)).unwrap_or(0);
         }
         let dice = self.random.below(100);
+        let phase = self.phase();
         let mut scene = Scene {
             random: &mut self.random,
             domid,
             domids: self.swarm.domids,
             serial: self.serial,
             crowd: self.swarm.crowd,
+            wide: self.swarm.wide,
+            tight: self.swarm.tight,
         };
         let draft = match dice {
+            0..=89 if manner == Manner::Colluding => scene.colluding(phase),
             0..=24 if tx_id != 0 => {
                 let word = scene.random.word(&["T", "T", "T", "T", "F", "X"]);
                 (END, words(&[word]))
@@ -474,6 +535,11 @@ impl World {
         if let Some(guest) = self.guests.get_mut(&domid) {
             guest.ask(tx_id, draft);
         }
+    }
+
+    /// What those who act together have agreed to do now, of four things.
+    fn phase(&self) -> u64 {
+        self.turns / TURNS_A_PHASE
     }
 
     fn ask_dom0(&mut self, kind: u32, payload: Vec<u8>) {
@@ -721,7 +787,7 @@ impl World {
         let connections: Vec<(DomId, ConnId)> = links
             .filter_map(|link| Some((link.domid?, link.conn)))
             .collect();
-        self.dispatcher.take_over(restored.server, &connections);
+        drop(self.dispatcher.take_over(restored.server, &connections));
         // From now on this one keeps a journal.
         self.dispatcher.server_mut().take_journal();
         self.dispatcher.server().audit()?;
@@ -731,6 +797,43 @@ impl World {
         } else {
             Err("the state that was read is not the one that was written".to_owned())
         }
+    }
+
+    /// Replaces a store that crashed by one that is made of what it left.
+    fn go_on_after_crash(&mut self) -> Result<(), String> {
+        let now = self.xen.time();
+        self.interrupted = true;
+        let Completed {
+            did_change,
+            did_answer,
+        } = self.dispatcher.server_mut().complete_after_crash();
+        self.witness()?;
+        let mut stream = Vec::new();
+        let host = |_| HostLink::default();
+        let server = self.dispatcher.server();
+        server.export_after_crash(now, &host, None, &mut stream);
+        let restored = Server::<Tree>::import(&stream, self.settings.clone(), now)
+            .map_err(|error| format!("what a crash left cannot be read: {error}"))?;
+        let blamed = restored.crash.and_then(|crash| crash.blamed);
+        let blamed = blamed.ok_or("a crash is nobody's")?;
+        let links = restored.links.iter();
+        let connections: Vec<(DomId, ConnId)> = links
+            .filter_map(|link| Some((link.domid?, link.conn)))
+            .collect();
+        // What crashed is not taken apart: nothing in it need be whole.
+        std::mem::forget(self.dispatcher.take_over(restored.server, &connections));
+        self.dispatcher.server_mut().take_journal();
+        if !blamed.is_kept {
+            self.dispatcher.break_off(blamed.domid);
+        }
+        let open = self.dispatcher.server().open_transactions(blamed.conn);
+        self.crashed(&Left {
+            did_change,
+            did_answer,
+            is_kept: blamed.is_kept,
+            open: &open,
+        })?;
+        self.dispatcher.server().audit()
     }
 
     fn state(&self, now: Instant) -> Vec<u8> {
@@ -840,6 +943,7 @@ fn show(entry: &Entry) -> String {
             let refused = refused.map_or("OK", xenstore::Errno::name);
             format!("{} => {refused}", request(asked))
         }
+        Entry::Begins { request: asked } => format!("{} begins", request(asked)),
         Entry::Waits {
             request: asked,
             domid,

@@ -3,6 +3,8 @@
 mod advisories;
 mod counted;
 mod early;
+mod exhaustion;
+mod failures;
 mod fairness;
 mod host;
 mod lazy;

@@ -69,15 +69,17 @@ pub(super) fn panic_inside() {
 static ABANDONED: AtomicBool = AtomicBool::new(false);
 static REST: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 
-/// Leaves the heap as it is, for ever: from now on memory comes from `rest` and is not given back.
+/// Leaves the heap as it is, for ever: from now on memory comes from `rest` and is not given back. A second call changes nothing.
 ///
 /// # Safety
 /// `rest` must be mapped, writable and nobody else's.
 pub(super) unsafe fn abandon(rest: Range<u64>) {
+    if ABANDONED.swap(true, Ordering::Relaxed) {
+        return;
+    }
     let [start, end] = &REST;
     start.store(rest.start, Ordering::Relaxed);
     end.store(rest.end, Ordering::Relaxed);
-    ABANDONED.store(true, Ordering::Relaxed);
 }
 
 fn take_from_rest(layout: Layout) -> *mut u8 {

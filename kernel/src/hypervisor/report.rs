@@ -66,7 +66,7 @@ pub(super) fn exception(frame: &Frame) -> ! {
     })
 }
 
-/// Speaks and ends. A report that fails itself leaves one fixed line, and a failure in that leaves none.
+/// Speaks and starts anew, or ends. A report that fails itself leaves one fixed line, and a failure in that leaves none.
 fn end_with(speak: impl FnOnce()) -> ! {
     match REPORTS.fetch_add(1, Ordering::Relaxed) {
         0 => {
@@ -84,7 +84,11 @@ fn end_with(speak: impl FnOnce()) -> ! {
             let why = rescue::restart();
             say(format_args!("ferrostore ends: {why}"));
         }
-        1 => early::write(b"ferrostore failed again while it reported a failure\n"),
+        1 => {
+            early::write(b"ferrostore failed again after a failure\n");
+            rescue::restart();
+        }
+        2 => early::write(b"ferrostore cannot be restarted\n"),
         _ => {}
     }
     stop()

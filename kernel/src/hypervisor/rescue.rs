@@ -6,7 +6,8 @@
 
 use core::arch::asm;
 use core::ops::Range;
-use core::ptr::with_exposed_provenance;
+use core::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
+use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
 
 use spin::Once;
@@ -59,6 +60,9 @@ impl Rescued {
 
 /// Who can still tell the state after a crash.
 pub trait Rescue {
+    /// Ends what was half done. It may crash, too; then what is left is rescued.
+    fn complete(&mut self);
+
     /// Writes the state into `room`, touching nothing; none if there is not enough of it.
     fn rescue(&self, room: &mut [u8]) -> Option<Rescued>;
 }
@@ -71,6 +75,10 @@ struct Guarded {
     address: usize,
     rescue: unsafe fn(usize, &mut [u8]) -> Option<Rescued>,
 }
+
+/// How often the state was tried to be saved: the first time what was half done is ended, the second time it is left.
+static TRIES: AtomicU32 = AtomicU32::new(0);
+const TRIES_MAX: u32 = 2;
 
 /// From now on a crash saves what `subject` knows.
 pub fn guard<T: Rescue>(subject: &'static mut T) -> &'static mut T {
@@ -87,7 +95,10 @@ pub fn guard<T: Rescue>(subject: &'static mut T) -> &'static mut T {
 /// `address` must be that of a live `T`, exposed, and nobody may change it any more.
 unsafe fn rescue_from<T: Rescue>(address: usize, room: &mut [u8]) -> Option<Rescued> {
     // SAFETY: the caller vouches for it.
-    let subject = unsafe { &*with_exposed_provenance::<T>(address) };
+    let subject = unsafe { &mut *with_exposed_provenance_mut::<T>(address) };
+    if TRIES.load(Ordering::Relaxed) < TRIES_MAX {
+        subject.complete();
+    }
     subject.rescue(room)
 }
 
@@ -130,8 +141,10 @@ pub(super) fn restart() -> &'static str {
     if GUARDED.get().is_none() && reserve.header().stream_size.get() == 0 {
         return "it had not started";
     }
-    if is_loop(reserve.header()) {
-        return "it crashed too often";
+    match TRIES.fetch_add(1, Ordering::Relaxed) {
+        0 if is_loop(reserve.header()) => return "it crashed too often",
+        TRIES_MAX.. => return "it crashed while its state was saved",
+        _ => {}
     }
     if u64::from(checksum(image)) != reserve.header().image_checksum.get() {
         return "the image is damaged";

@@ -257,8 +257,8 @@ impl<T: Clone> Children<T> {
             list @ List::Few(_) => {
                 let mut many = Many::default();
                 if let List::Few(few) = list {
-                    for (key, item) in few.children.drain(..) {
-                        many.add(key, item);
+                    for (key, item) in &few.children {
+                        many.add(key.clone(), item.clone());
                     }
                 }
                 many.add(key, item);

@@ -10,6 +10,7 @@ use super::children::Cursor;
 use super::{Branch, Children, Leaf, Node, Seed, Storage};
 use crate::acl::{Acl, Incarnation};
 use crate::bugs;
+use crate::faults;
 use crate::ids::Generation;
 use crate::path::{Components, PathRef};
 
@@ -120,21 +121,37 @@ impl Storage for Tree {
         }
     }
 
-    /// Goes down once: each name by itself would start at the top again.
+    /// The new nodes are made first, and then become the tree's in one step.
     fn add_all(
         &mut self,
         path: PathRef<'_>,
         seeds: impl ExactSizeIterator<Item = Seed>,
     ) -> Option<Incarnation> {
         let top = path.above(seeds.len())?;
-        let mut node = self.root.descend_mut(top.components())?;
-        let owner = node.acl.owner();
-        for (name, seed) in path.components_below(top).zip(seeds) {
-            node.generation = seed.generation;
-            node.children.add(name, Limb(Rc::new(Node::new(seed))));
-            node = Rc::make_mut(&mut node.children.get_mut(name)?.0);
+        let mut names = path.components_below(top);
+        let topmost = names.next()?;
+        let mut seeds = seeds;
+        let first = seeds.next()?;
+        let generation = first.generation;
+        let mut limb = Node::new(first);
+        if seeds.len() > 0 {
+            let mut above = Vec::with_capacity(seeds.len());
+            for (name, seed) in names.zip(seeds) {
+                limb.generation = seed.generation;
+                above.push((limb, name));
+                limb = Node::new(seed);
+            }
+            for (mut parent, name) in above.into_iter().rev() {
+                parent.children.add(name, Limb(Rc::new(limb)));
+                limb = parent;
+            }
         }
-        Some(owner)
+        let limb = Limb(Rc::new(limb));
+        let node = self.root.descend_mut(top.components())?;
+        faults::may_crash();
+        node.children.add(topmost, limb);
+        node.generation = generation;
+        Some(node.acl.owner())
     }
 
     fn add_special(&mut self, name: PathRef<'_>, seed: Seed) {

@@ -107,6 +107,19 @@ impl Host {
         self.heap.as_ref().map_or(0, |heap| heap.refused())
     }
 
+    /// Takes memory from the image's own heap, if that is what is used.
+    pub(super) fn take_memory<T>(&self, take: impl FnOnce() -> T) -> T {
+        match &self.heap {
+            Some(heap) => heap.run(take),
+            None => take(),
+        }
+    }
+
+    /// Whether all accounts of the store are right.
+    pub(super) fn audit(&self) -> Result<(), String> {
+        self.dispatcher.borrow().server.audit()
+    }
+
     /// How often rings were looked at, and what the store spent.
     pub(super) fn looks_and_cost(&self) -> [u64; 2] {
         let dispatcher = self.dispatcher.borrow();
@@ -201,6 +214,30 @@ impl Guest {
             len: payload.len().try_into().unwrap(),
         };
         (self.last_request, [&header.encode()[..], payload].concat())
+    }
+
+    /// A small request in a transaction, and its answer; none if the store does not give one.
+    pub(super) fn try_ask(
+        &mut self,
+        kind: Kind,
+        transaction: u32,
+        payload: &[u8],
+    ) -> Option<Result<Vec<u8>, String>> {
+        let (number, mut bytes) = self.request(kind, payload);
+        bytes[8..12].copy_from_slice(&transaction.to_le_bytes());
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let put = self.put(rest);
+            if put == 0 {
+                return None;
+            }
+            rest = &rest[put..];
+            self.signal();
+            self.drain();
+        }
+        let mut replies = self.replies.iter();
+        let answer = replies.position(|reply| reply.request == number)?;
+        Some(self.replies.remove(answer).result)
     }
 
     /// Takes at most `limit` bytes of replies and events out of the ring, without an event.
