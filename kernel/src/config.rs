@@ -12,7 +12,7 @@ use core::time::Duration;
 
 use log::LevelFilter;
 use xenstore::policy::WordError;
-use xenstore::{DomId, EvtchnPort, Quota, Quotas, layer, policy};
+use xenstore::{DomId, EvtchnPort, Nesting, Quota, Quotas, StorageKind, layer, policy};
 
 use crate::xen::EventAbi;
 
@@ -35,6 +35,10 @@ pub struct Config {
     pub event_timeout: Duration,
     /// How long the slow scan of all rings takes; `None` if there is none.
     pub ring_scan: Option<Duration>,
+    /// Who may begin a transaction inside another.
+    pub nesting: Nesting,
+    /// How nodes are kept.
+    pub storage: StorageKind,
     /// How events are delivered.
     pub event_abi: EventAbi,
     /// What is worth a line on the console.
@@ -90,6 +94,8 @@ impl Config {
             layers: layer::Choice::default(),
             event_timeout: Duration::from_secs(20),
             ring_scan: Some(Duration::from_secs(20)),
+            nesting: Nesting::default(),
+            storage: StorageKind::default(),
             event_abi: EventAbi::default(),
             log_level: LevelFilter::Info,
             warnings: Vec::new(),
@@ -201,6 +207,24 @@ impl Config {
         Ok(())
     }
 
+    fn set_nesting(&mut self, value: &[u8]) -> Result<(), Why> {
+        self.nesting = Nesting::parse(value)?;
+        Ok(())
+    }
+
+    fn set_storage(&mut self, value: &[u8]) -> Result<(), Why> {
+        self.storage = match StorageKind::parse(value)? {
+            StorageKind {
+                is_flat: true,
+                is_journaled: true,
+            } => return Err("images keep a journal of a tree only"),
+            storage if storage == StorageKind::default() => storage,
+            storage if cfg!(any(feature = "storages", test)) => storage,
+            _ => return Err("this image has the tree only"),
+        };
+        Ok(())
+    }
+
     fn set_event_abi(&mut self, value: &[u8]) -> Result<(), Why> {
         self.event_abi = match value {
             b"fifo" => EventAbi::Fifo,
@@ -291,6 +315,8 @@ const OPTIONS: &[Spelling] = &[
 /// The words `name=value`.
 const WORDS: &[Spelling] = &[
     word("ring-scan", Meaning::Setting(Config::set_ring_scan)),
+    word("transactions", Meaning::Setting(Config::set_nesting)),
+    word("store", Meaning::Setting(Config::set_storage)),
     word("evtchn", Meaning::Setting(Config::set_event_abi)),
     word("loglevel", Meaning::Setting(Config::set_log_level)),
     word("policy", Meaning::Policies),
@@ -433,8 +459,46 @@ mod tests {
         assert_eq!(config.event_timeout, Duration::from_secs(20));
         assert_eq!(config.ring_scan, Some(Duration::from_secs(20)));
         assert_eq!(config.event_abi, EventAbi::Fifo);
+        assert_eq!(config.nesting, Nesting::Flat);
         assert_eq!(config.log_level, LevelFilter::Info);
         assert!(config.warnings.is_empty());
+    }
+
+    #[test]
+    fn the_storage_can_be_chosen() {
+        let kinds = [
+            ("tree", false, false),
+            ("flat", true, false),
+            ("journal", false, true),
+            ("journal:tree", false, true),
+        ];
+        for (word, is_flat, is_journaled) in kinds {
+            let config = parse(&format!("--event 5 store={word}"));
+            let storage = config.storage;
+            assert_eq!(
+                (storage.is_flat, storage.is_journaled),
+                (is_flat, is_journaled)
+            );
+            assert!(config.warnings.is_empty());
+        }
+        for wrong in ["heap", "journal:flat", ""] {
+            let config = parse(&format!("--event 5 store={wrong}"));
+            assert_eq!(config.storage, StorageKind::default());
+            assert_eq!(config.warnings.len(), 1);
+        }
+    }
+
+    #[test]
+    fn transactions_inside_others_are_allowed_by_a_word() {
+        let config = parse("--event 5 transactions=nested");
+        assert_eq!(config.nesting, Nesting::Nested);
+        let config = parse("--event 5 transactions=granted");
+        assert_eq!(config.nesting, Nesting::Granted);
+        assert!(config.warnings.is_empty());
+        let config = parse("--event 5 transactions=deep");
+        assert_eq!(config.nesting, Nesting::Flat);
+        let warning = "ignoring \"transactions=deep\": it takes flat, granted or nested";
+        assert_eq!(config.warnings, [warning]);
     }
 
     #[test]

@@ -17,8 +17,8 @@ use log::{error, info, warn};
 use xenstore::state::{Format, Host, HostLink, Restored, RestoredLink};
 use xenstore::{
     Action, Budget, ConnId, Counter, DomId, DomainEvent, Errno, EvtchnPort, Features, GrantRef,
-    Identity, Instant, Outcome, Progress, ProtocolFault, Server, Spell, Tree, UniqueId, UpdatePlan,
-    wire::PAYLOAD_MAX,
+    Identity, Instant, Outcome, Progress, ProtocolFault, Server, Spell, Storage, Tree, UniqueId,
+    UpdatePlan, wire::PAYLOAD_MAX,
 };
 
 use crate::config::Config;
@@ -48,9 +48,9 @@ const COST_A_ROUND: u32 = 64;
 const ENDS_A_ROUND: usize = 32;
 
 /// The store at work in a machine.
-pub struct Dispatcher<X: Xen> {
+pub struct Dispatcher<X: Xen, S: Storage = Tree> {
     xen: X,
-    server: Server,
+    server: Server<S>,
     links: Links<X::Page>,
     domains: DomainPoll,
     /// Domains that ended, with a ring that is still mapped.
@@ -68,14 +68,14 @@ pub struct Dispatcher<X: Xen> {
     at_work: Option<ConnId>,
 }
 
-impl<X: Xen> Dispatcher<X> {
+impl<X: Xen, S: Storage> Dispatcher<X, S> {
     /// Connects the privileged domain, whose first requests may be in its ring already, then those that have a ring from Xen itself.
     ///
     /// # Errors
     /// Its ring or its port cannot be had: nobody could be served.
     pub fn start(
         mut xen: X,
-        server: Server,
+        server: Server<S>,
         privileged: DomId,
         config: &Config,
     ) -> Result<Self, StartError> {
@@ -95,7 +95,7 @@ impl<X: Xen> Dispatcher<X> {
     /// stopped, so that its domain may be introduced anew and its death is told.
     pub fn go_on(
         mut xen: X,
-        restored: Restored<Tree>,
+        restored: Restored<S>,
         privileged: DomId,
         config: &Config,
         pages: &[(DomId, PageFacts)],
@@ -128,7 +128,7 @@ impl<X: Xen> Dispatcher<X> {
 
     fn new(
         mut xen: X,
-        server: Server,
+        server: Server<S>,
         privileged: DomId,
         config: &Config,
         domains: DomainPoll,
@@ -250,19 +250,19 @@ impl<X: Xen> Dispatcher<X> {
 
     /// The store.
     #[must_use]
-    pub const fn server(&self) -> &Server {
+    pub const fn server(&self) -> &Server<S> {
         &self.server
     }
 
     /// The store, for connections that are no rings. Its `run` and `poll_*` for all are the dispatcher's.
-    pub fn server_mut(&mut self) -> &mut Server {
+    pub fn server_mut(&mut self) -> &mut Server<S> {
         &mut self.server
     }
 
     /// Lets another store take over, and gives each link the connection that it has there: as if another image had come, but for what
     /// is mapped and bound, which stays. Gives the one before.
     #[cfg(any(test, feature = "fake"))]
-    pub fn take_over(&mut self, server: Server, connections: &[(DomId, ConnId)]) -> Server {
+    pub fn take_over(&mut self, server: Server<S>, connections: &[(DomId, ConnId)]) -> Server<S> {
         let before = core::mem::replace(&mut self.server, server);
         for (domid, conn) in connections {
             self.links.reconnect(*domid, *conn);
@@ -397,7 +397,7 @@ impl<P: Page> Host for Ports<'_, P> {
 }
 
 /// Bytes: one look at one link.
-impl<X: Xen> Dispatcher<X> {
+impl<X: Xen, S: Storage> Dispatcher<X, S> {
     /// Moves what there is to move, and answers whether there was anything.
     fn look_at(&mut self, domid: DomId, now: Instant) -> bool {
         let takes = !self.short || domid == self.links.privileged();
@@ -495,7 +495,11 @@ struct Moved {
 }
 
 /// Moves what can be moved, about one ring full each way at most; requests only if the store `takes` any.
-fn transfer<P: Page>(link: &Link<P>, server: &mut Server, takes: bool) -> Result<Moved, LinkFault> {
+fn transfer<P: Page, S: Storage>(
+    link: &Link<P>,
+    server: &mut Server<S>,
+    takes: bool,
+) -> Result<Moved, LinkFault> {
     let mut sent = 0;
     while sent < RING_BYTES {
         let output = server.poll_output(link.conn);
@@ -564,7 +568,7 @@ impl fmt::Display for LinkFault {
 }
 
 /// Domains: their links come and go.
-impl<X: Xen> Dispatcher<X> {
+impl<X: Xen, S: Storage> Dispatcher<X, S> {
     /// Tells the store of domains that ended or shut down, and lets go of those that ended. Whose ring is mapped may wait for its turn, so
     /// that many ends at once keep nobody from being served: until then Xen gives its domid to nobody.
     fn bury(&mut self) {
@@ -890,7 +894,7 @@ enum ConnectError {
 
 impl ConnectError {
     /// Counts what Xen refused.
-    fn count(self, server: &mut Server, domid: DomId) {
+    fn count<S: Storage>(self, server: &mut Server<S>, domid: DomId) {
         match self {
             Self::Map(_) => server.count_of(domid, Counter::MapFailures),
             Self::Bind(..) => server.count_of(domid, Counter::BindFailures),

@@ -8,7 +8,9 @@ use alloc::string::String;
 
 use log::{info, warn};
 use xenstore::state::{Format, Restored};
-use xenstore::{DomId, Instant, Progress, Server, Settings, Tree, UpdatePlan};
+use xenstore::{DomId, Instant, Progress, Server, Settings, Storage, Tree, UpdatePlan};
+#[cfg(feature = "storages")]
+use xenstore::{FlatMap, Journaled, StorageKind};
 
 use crate::boot_info::BootInfo;
 use crate::config::Config;
@@ -26,11 +28,22 @@ pub fn run(boot: BootInfo) -> ! {
     let config = Config::parse(boot.command_line.as_bytes()).unwrap_or_else(|error| crash(error));
     apply(&config);
     let machine = Machine::start(ground, config.event_abi).unwrap_or_else(|error| crash(error));
+    #[cfg(feature = "storages")]
+    match config.storage {
+        StorageKind { is_flat: true, .. } => start::<FlatMap>(machine, &config),
+        StorageKind {
+            is_journaled: true, ..
+        } => start::<Journaled<Tree>>(machine, &config),
+        _ => {}
+    }
+    start::<Tree>(machine, &config)
+}
 
+fn start<S: Storage + 'static>(machine: Machine, config: &Config) -> ! {
     let privileged = config.privileged.unwrap_or(machine.privileged_domain());
-    let server = Server::new(settings(&config, privileged, machine.own_domain()));
-    let dispatcher = Dispatcher::start(machine, server, privileged, &config)
-        .unwrap_or_else(|error| crash(error));
+    let server = Server::<S>::with_storage(settings(config, privileged, machine.own_domain()));
+    let dispatcher =
+        Dispatcher::start(machine, server, privileged, config).unwrap_or_else(|error| crash(error));
     info!("ready");
     serve(dispatcher)
 }
@@ -46,9 +59,21 @@ pub fn run_again(handover: Handover) -> ! {
     let config = Config::parse_again(handover.command_line().as_ref().as_bytes())
         .unwrap_or_else(|error| crash(error));
     apply(&config);
+    #[cfg(feature = "storages")]
+    match config.storage {
+        StorageKind { is_flat: true, .. } => go_on::<FlatMap>(ground, &config, &handover),
+        StorageKind {
+            is_journaled: true, ..
+        } => go_on::<Journaled<Tree>>(ground, &config, &handover),
+        _ => {}
+    }
+    go_on::<Tree>(ground, &config, &handover)
+}
+
+fn go_on<S: Storage + 'static>(ground: Ground, config: &Config, handover: &Handover) -> ! {
     let privileged = config.privileged.unwrap_or(ground.privileged_domain());
-    let settings = settings(&config, privileged, ground.own_domain());
-    let mut restored = Server::import(handover.stream(), settings, ground.now())
+    let settings = settings(config, privileged, ground.own_domain());
+    let mut restored = Server::<S>::import(handover.stream(), settings, ground.now())
         .unwrap_or_else(|error| crash(error));
     if handover.stage() == Stage::Trial
         && let Some(why) = cannot_accept(&restored)
@@ -59,9 +84,9 @@ pub fn run_again(handover: Handover) -> ! {
     handover.accept();
 
     let began = handover.began();
-    tell(&mut restored.server, &handover, ground.now());
+    tell(&mut restored.server, handover, ground.now());
     let machine = Machine::again(ground).unwrap_or_else(|error| crash(error));
-    let mut dispatcher = Dispatcher::go_on(machine, restored, privileged, &config, &pages);
+    let mut dispatcher = Dispatcher::go_on(machine, restored, privileged, config, &pages);
     let pause = dispatcher.now().since(began);
     info!(
         "ready; {} bytes of state taken over, {} us after the last request",
@@ -79,7 +104,10 @@ fn apply(config: &Config) {
 }
 
 fn settings(config: &Config, privileged: DomId, own_domid: DomId) -> Settings {
+    let (features, grantable) = config.nesting.features();
     Settings {
+        features,
+        grantable,
         quotas: config.quotas.clone(),
         event_timeout: config.event_timeout,
         policies: config.policies.clone(),
@@ -91,13 +119,13 @@ fn settings(config: &Config, privileged: DomId, own_domid: DomId) -> Settings {
 }
 
 /// What an image that reads old streams only does not take.
-fn cannot_accept(restored: &Restored<Tree>) -> Option<String> {
+fn cannot_accept<S: Storage>(restored: &Restored<S>) -> Option<String> {
     let is_old = cfg!(feature = "old-stream") && (restored.is_own || restored.version > 1);
     is_old.then(|| format!("a stream of version {} is too new", restored.version))
 }
 
 /// Tells the store what became of the start before.
-fn tell(server: &mut Server, handover: &Handover, now: Instant) {
+fn tell<S: Storage>(server: &mut Server<S>, handover: &Handover, now: Instant) {
     match handover.stage() {
         Stage::Running | Stage::Trial => server.update_done(),
         Stage::CameBack => server.update_failed(&handover.reason()),
@@ -110,7 +138,7 @@ fn tell(server: &mut Server, handover: &Handover, now: Instant) {
     }
 }
 
-fn serve(mut dispatcher: Dispatcher<Machine>) -> ! {
+fn serve<S: Storage + 'static>(mut dispatcher: Dispatcher<Machine, S>) -> ! {
     update::offer(dispatcher.server_mut());
     let dispatcher = guard(Box::leak(Box::new(dispatcher)));
     loop {
@@ -127,8 +155,8 @@ fn serve(mut dispatcher: Dispatcher<Machine>) -> ! {
 }
 
 /// Gives way to the image that the plan speaks of. It comes back only if that was not even tried.
-fn hand_over(
-    dispatcher: &mut Dispatcher<Machine>,
+fn hand_over<S: Storage>(
+    dispatcher: &mut Dispatcher<Machine, S>,
     plan: &UpdatePlan,
 ) -> Result<core::convert::Infallible, String> {
     let mut successor = Successor::find().ok_or("There is no room for another image.")?;
@@ -160,7 +188,7 @@ fn hand_over(
 
 const NO_ROOM: &str = "Not enough memory for the state.";
 
-impl Rescue for Dispatcher<Machine> {
+impl<S: Storage> Rescue for Dispatcher<Machine, S> {
     fn complete(&mut self) {
         self.server_mut().complete_after_crash();
     }

@@ -112,6 +112,8 @@ pub const RESERVED: u16 = 32752;
 pub const WATCH_DEPTH: u32 = 4;
 /// See [`WATCH_DEPTH`].
 pub const DOMID_ANY: u32 = 8;
+/// A transaction may be inside another; in no document.
+pub const NESTED: u32 = 1 << 31;
 
 /// Most bytes of a payload.
 const PAYLOAD_MAX: usize = 4096;
@@ -127,6 +129,8 @@ pub struct Settings {
     pub limits: Limits,
     /// What is offered.
     pub features: u32,
+    /// What SET_FEATURE may give besides.
+    pub grantable: u32,
     /// How long an event may be left unread, in nanoseconds; 0 for ever.
     pub event_timeout_ns: u64,
 }
@@ -247,9 +251,14 @@ struct Watch {
 }
 
 struct Transaction {
+    /// The one that it is inside of.
+    outer: Option<u32>,
     base: Tree,
     tree: Tree,
+    /// Of the store, or of the outer transaction.
     version: u64,
+    /// Counts the changes of its own tree.
+    own_version: u64,
     log: Vec<(u32, Vec<u8>, Reply)>,
     cost: usize,
     changes: Vec<Change>,

@@ -77,6 +77,25 @@ impl Touched {
         Ok(())
     }
 
+    /// Notes all that another one has.
+    ///
+    /// # Errors
+    /// ENOSPC if that is too much; then nothing is noted.
+    pub(crate) fn join(&mut self, other: &Self, limit: usize) -> Result<(), Errno> {
+        let mut both = self.paths.clone();
+        for path in &other.paths {
+            if !both.contains(path) {
+                both.push(path.clone());
+            }
+        }
+        let unsure = self.unsure || other.unsure;
+        if !unsure && !within(both.len(), limit) {
+            return Err("ENOSPC");
+        }
+        (self.paths, self.unsure) = (both, unsure);
+        Ok(())
+    }
+
     pub(crate) fn order(&self, path: &str) -> Option<usize> {
         self.paths.iter().position(|known| known == path)
     }

@@ -127,6 +127,7 @@ impl Model {
             && let Some(client) = self.clients.get_mut(&who)
         {
             client.transactions.remove(&request.tx_id);
+            client.end_inside();
         }
         self.finish(who, request, Err(error));
         self.cause = None;

@@ -5,8 +5,8 @@ use crate::events::settle;
 use crate::nodes::{self, Touched, View, is_about_nodes};
 use crate::payload::{domid, exactly, is_relative, number, path, strings};
 use crate::{
-    Answer, Errno, Left, Model, QUOTAS, Quota, RESERVED, Reply, Request, Transaction, WATCH_DEPTH,
-    Watch, limit, within,
+    Answer, Client, Errno, Left, Model, NESTED, QUOTAS, Quota, RESERVED, Reply, Request,
+    Transaction, WATCH_DEPTH, Watch, limit, within,
 };
 
 /// Most that the requests of a transaction may cost, unless quota `transaction-nodes` is more.
@@ -183,6 +183,7 @@ impl Model {
             && let Some(client) = self.clients.get_mut(&who)
         {
             client.transactions.remove(&request.tx_id);
+            client.end_inside();
         }
         Err(name)
     }
@@ -196,15 +197,20 @@ impl Model {
         }
     }
 
-    /// Nodes that a client owns, and owned not, when a transaction began.
+    /// Nodes that a client owns, and owned not, when a transaction began: in the store, and in all transactions that it is inside of.
     fn owned_elsewhere(&self, who: u16, tx: u32) -> isize {
         let life = self.life(who);
-        let client = self.clients.get(&who);
-        let transaction = client.and_then(|client| client.transactions.get(&tx));
-        let base = transaction.map(|transaction| nodes::owned(&transaction.base, life));
-        let now = nodes::owned(&self.tree, life);
-        base.and_then(|base| now.checked_signed_diff(base))
-            .unwrap_or_default()
+        let open = self.clients.get(&who).map(|client| &client.transactions);
+        let mut elsewhere = 0;
+        let mut next = Some(tx);
+        while let Some(transaction) = next.and_then(|tx| open?.get(&tx)) {
+            let outer = transaction.outer.and_then(|tx| open?.get(&tx));
+            let now = nodes::owned(outer.map_or(&self.tree, |outer| &outer.tree), life);
+            let base = nodes::owned(&transaction.base, life);
+            elsewhere += now.checked_signed_diff(base).unwrap_or_default();
+            next = transaction.outer;
+        }
+        elsewhere
     }
 
     /// A transaction was given up, or has a conflict with what was refused for want of memory.
@@ -215,7 +221,7 @@ impl Model {
         }
         let client = self.clients.get_mut(&who).ok_or("EIO")?;
         if let Some(transaction) = client.transactions.get_mut(&request.tx_id)
-            && is_about_nodes(request.kind)
+            && (is_about_nodes(request.kind) || request.kind == 6)
         {
             transaction.is_given_up = true;
         }
@@ -328,6 +334,7 @@ impl Model {
         transaction.touched = touched;
         if reply.is_ok() {
             transaction.tree = tree;
+            transaction.own_version += u64::from(!changes.is_empty());
             transaction.changes.extend(changes);
         }
         transaction
@@ -375,18 +382,28 @@ impl Model {
     }
 
     fn start(&mut self, who: u16, tx: u32) -> Reply {
-        if tx != 0 {
+        if tx != 0 && self.features_of(who) & NESTED == 0 {
             return Err("EBUSY");
         }
         let limits = self.limits(who);
-        let (tree, version) = (self.tree.clone(), self.version);
+        let (mut tree, mut version) = (self.tree.clone(), self.version);
         let client = self.clients.get_mut(&who).ok_or("EIO")?;
+        let outer = client.transactions.get(&tx);
+        if let Some(outer) = outer {
+            (tree, version) = (outer.tree.clone(), outer.own_version);
+        }
+        let is_given_up = outer.is_some_and(|outer| outer.is_given_up);
         let open = client.transactions.len();
         if !within(open + 1, limit(&limits, Quota::Transactions)) {
             return Err("ENOSPC");
         }
+        if is_given_up {
+            return Err("EAGAIN");
+        }
         client.last_id += 1;
         let transaction = Transaction {
+            outer: (tx != 0).then_some(tx),
+            own_version: 0,
             base: tree.clone(),
             tree,
             version,
@@ -409,10 +426,50 @@ impl Model {
         };
         let client = self.clients.get_mut(&who).ok_or("EIO")?;
         let transaction = client.transactions.remove(&tx).ok_or("ENOENT")?;
-        if commit {
-            self.commit(who, transaction)?;
+        client.end_inside();
+        match transaction.outer {
+            _ if !commit => {}
+            Some(outer) => self.merge(who, outer, transaction)?,
+            None => self.commit(who, transaction)?,
         }
         ok()
+    }
+
+    /// Makes what was done in a transaction part of the one that it was inside of, if it could have been done there just now; or nothing.
+    fn merge(&mut self, who: u16, outer: u32, inner: Transaction) -> Result<(), Errno> {
+        let nodes = limit(&self.limits(who), Quota::TransactionNodes);
+        let elsewhere = self.owned_elsewhere(who, outer);
+        let client = self.clients.get(&who).ok_or("EIO")?;
+        let around = client.transactions.get(&outer).ok_or("EIO")?;
+        if inner.is_given_up || around.is_given_up {
+            return Err("EAGAIN");
+        }
+        if inner.failed {
+            return Err("ENOMEM");
+        }
+        let mut touched = around.touched.clone();
+        touched.join(&inner.touched, nodes)?;
+        let cost = around.cost + inner.cost;
+        if nodes != 0 && cost > nodes.max(COST_MAX) {
+            return Err("ENOSPC");
+        }
+        let (mut tree, mut changes) = (inner.tree, inner.changes);
+        if inner.version != around.own_version {
+            let now = around.tree.clone();
+            let (ran, ran_tree, ran_changes) = self.with_view(who, now, None, elsewhere, |view| {
+                inner.log.iter().try_for_each(|entry| again(view, entry))
+            });
+            ran?;
+            (tree, changes) = (ran_tree, ran_changes);
+        }
+        let client = self.clients.get_mut(&who).ok_or("EIO")?;
+        let around = client.transactions.get_mut(&outer).ok_or("EIO")?;
+        around.tree = tree;
+        around.own_version += u64::from(!changes.is_empty());
+        around.changes.extend(changes);
+        around.log.extend(inner.log);
+        (around.touched, around.cost) = (touched, cost);
+        Ok(())
     }
 
     /// Commits if nothing was changed, or if running all again makes no difference.
@@ -572,7 +629,7 @@ impl Model {
         let [text, bits] = exactly(payload)?;
         domid(text)?;
         let features = number(bits, u32::MAX)?;
-        if features & !self.settings.features != 0 {
+        if features & !(self.settings.features | self.settings.grantable) != 0 {
             return Err("EINVAL");
         }
         let domid = self.existing(who, text)?;
@@ -659,6 +716,20 @@ impl Model {
     fn features_of(&self, domid: u16) -> u32 {
         let domain = self.domains.get(&domid);
         domain.map_or(0, |domain| domain.features)
+    }
+}
+
+impl Client {
+    /// Ends the transactions inside of one that is not open any more, and those inside of them.
+    pub(crate) fn end_inside(&mut self) {
+        let mut before = usize::MAX;
+        while self.transactions.len() < before {
+            before = self.transactions.len();
+            let open: Vec<u32> = self.transactions.keys().copied().collect();
+            let is_open = |id: &u32| open.contains(id);
+            self.transactions
+                .retain(|_, own| own.outer.as_ref().is_none_or(is_open));
+        }
     }
 }
 

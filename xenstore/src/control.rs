@@ -22,6 +22,8 @@ use crate::wire::{Errno, decimal, strings};
 
 /// Longest text of the `print` command that goes to the log.
 const PRINT_MAX: usize = 256;
+/// Bytes of the journal in a reply: with the line before them they fit.
+const JOURNAL_PIECE: usize = 4000;
 
 pub(crate) struct Command<S: Storage> {
     pub(crate) name: &'static str,
@@ -33,11 +35,12 @@ pub(crate) struct Command<S: Storage> {
 type Run<S> = fn(&mut Server<S>, Privileged, &[&[u8]]) -> Result<String, Errno>;
 
 /// All of them.
-pub(crate) const fn commands<S: Storage>() -> [Command<S>; 10] {
+pub(crate) const fn commands<S: Storage>() -> [Command<S>; 11] {
     [
         command("check", "", check),
         command("counters", "[<domid>|total]", counters),
         command("help", "", help),
+        command("journal", "[read <position>]", journal),
         command(
             "layer",
             "[list|help|add <word>|remove <number>|set <list>]",
@@ -248,6 +251,29 @@ fn policy<S: Storage>(
                 Errno::EINVAL
             })?;
             done()
+        }
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// What the journal has, or a piece of it behind a line that says where in all of it the piece begins.
+fn journal<S: Storage>(
+    server: &mut Server<S>,
+    _: Privileged,
+    parameters: &[&[u8]],
+) -> Result<String, Errno> {
+    let log = server.store.nodes.change_log().ok_or(Errno::ENOENT)?;
+    let log = log.try_borrow().map_err(|_| Errno::EIO)?;
+    match parameters {
+        [] => Ok(log.report()),
+        [b"read", position] => {
+            let text = core::str::from_utf8(position).map_err(|_| Errno::EINVAL)?;
+            let is_plain = text.bytes().all(|byte| byte.is_ascii_digit());
+            let position = text.parse().ok().filter(|_| is_plain);
+            let (start, piece) = log
+                .read(position.ok_or(Errno::EINVAL)?, JOURNAL_PIECE)
+                .ok_or(Errno::EINVAL)?;
+            Ok(format!("{start}\n{piece}"))
         }
         _ => Err(Errno::EINVAL),
     }

@@ -11,7 +11,7 @@ use crate::answer::Answer;
 use crate::bugs;
 use crate::counters::Counters;
 use crate::domain::{Domain, Domains};
-use crate::effects::{Editor, Effects, footprint};
+use crate::effects::{Charge, Editor, Effects, footprint};
 use crate::extension::View;
 use crate::features::Features;
 use crate::ids::{DomId, EvtchnPort, Generation};
@@ -75,6 +75,8 @@ pub(crate) struct Setting<'a> {
     pub(crate) home: DomId,
     /// Domids that the host was asked for and knows no domain of.
     pub(crate) absent: &'a [DomId],
+    /// What the client has more in the transactions that the one at hand is inside of.
+    pub(crate) pending: Charge,
     /// Who has a say besides the access control lists.
     pub(crate) policies: Option<&'a Policies>,
     /// For them, in a transaction, the committed nodes.
@@ -173,6 +175,7 @@ impl<S: Storage> Work<'_, '_, S> {
             acl: Some(&nearest.acl),
             seen,
             store: setting.store.unwrap_or(seen),
+            domains: setting.domains,
             now: setting.now,
         };
         policies.check(&access, setting.counters)
@@ -355,7 +358,7 @@ impl<S: Storage> Work<'_, '_, S> {
         acl: &Acl,
     ) -> Result<(), Errno> {
         let added = u64::try_from(missing.clone().count()).unwrap_or(u64::MAX);
-        let pending = self.effects.charge_of(self.subject().incarnation);
+        let pending = self.pending();
         let owned = self
             .setting
             .client
@@ -390,12 +393,18 @@ impl<S: Storage> Work<'_, '_, S> {
     }
 
     fn check_memory(&self, added: u64) -> Result<(), Errno> {
-        let pending = self.effects.charge_of(self.subject().incarnation);
+        let pending = self.pending();
         let used = self.setting.used().saturating_add_signed(pending.bytes);
         if added == 0 {
             return Ok(());
         }
         self.setting.check_memory(used.saturating_add(added))
+    }
+
+    /// What the client has more in this piece of work, and in what this is part of.
+    fn pending(&self) -> Charge {
+        let own = self.effects.charge_of(self.subject().incarnation);
+        own.plus(self.setting.pending)
     }
 
     /// The node, which must exist, if the client has `right` to it.

@@ -88,6 +88,16 @@ pub(crate) struct Charge {
     pub(crate) bytes: i64,
 }
 
+impl Charge {
+    /// Both together.
+    pub(crate) fn plus(self, other: Self) -> Self {
+        Self {
+            nodes: self.nodes.saturating_add(other.nodes),
+            bytes: self.bytes.saturating_add(other.bytes),
+        }
+    }
+}
+
 /// A node that begins or ceases to be one whose parent has another owner.
 #[derive(Clone)]
 pub(crate) struct Transfer {
@@ -202,6 +212,14 @@ impl<S: Storage> Effects<S> {
         {
             touched.mark(path.as_ref(), Mark { removed, made });
         }
+    }
+
+    /// Takes charges and estates of what was done after this.
+    pub(crate) fn take_in(&mut self, later: &mut Self) {
+        for (owner, charge) in later.charges.drain(..) {
+            self.charge(owner, charge.nodes, charge.bytes);
+        }
+        self.estates.append(&mut later.estates);
     }
 
     /// The estates that begin or cease to be, in order.

@@ -9,6 +9,7 @@ use core::time::Duration;
 use crate::ids::DomId;
 use crate::path::{Path, PathRef};
 use crate::storage::Storage;
+use crate::time::Instant;
 use crate::wire::decimal;
 
 /// Policies, or layers, that can be there at a time.
@@ -57,8 +58,17 @@ pub trait Keep {
     /// Gives a node a value; makes it, and what is missing above it, if need be. Not if the path is not well formed.
     fn write(&mut self, path: &str, value: &[u8]);
 
+    /// As [`Keep::write`]; nodes that are made belong to a domain alone, if it is known.
+    fn give(&mut self, path: &str, value: &[u8], owner: DomId);
+
     /// Cuts a node off with all below it, if it is there. `/` stays.
     fn remove(&mut self, path: &str);
+
+    /// Whether there is a domain with this domid, so that its end will be noticed.
+    fn is_known(&self, domid: DomId) -> bool;
+
+    /// When this is.
+    fn now(&self) -> Instant;
 }
 
 /// A word that names no policy or layer, or not well.

@@ -216,6 +216,24 @@ impl<S: Storage> Server<S> {
         });
     }
 
+    /// Lets the policies know what a transaction has changed that is committed.
+    #[cold]
+    pub(crate) fn tell_committed(&mut self) {
+        let committed = self.policies.take_committed();
+        if committed.is_empty() {
+            return;
+        }
+        self.with_policies(|policies, keep| {
+            for policy in policies.iter_mut() {
+                for path in &committed {
+                    if policy.wants(path.as_ref()) {
+                        policy.committed(path.as_ref(), keep);
+                    }
+                }
+            }
+        });
+    }
+
     /// Whether a client may watch a path, as far as policies are concerned.
     pub(crate) fn may_watch(&mut self, conn: ConnId, path: PathRef<'_>) -> Result<(), Errno> {
         if let Some(policies) = self.policies.more() {
@@ -250,6 +268,7 @@ impl<S: Storage> Server<S> {
             acl: None,
             seen: &self.store.nodes,
             store: &self.store.nodes,
+            domains: &self.domains,
             now: self.now,
         };
         policies.check(&access, &connection.counters)
@@ -421,12 +440,26 @@ impl<S: Storage> Keep for Keeper<'_, S> {
     }
 
     fn write(&mut self, path: &str, value: &[u8]) {
+        self.give(path, value, self.0.domains.privileged().domid);
+    }
+
+    fn now(&self) -> Instant {
+        self.0.now
+    }
+
+    fn is_known(&self, domid: DomId) -> bool {
+        self.0.domains.get(domid).is_some()
+    }
+
+    fn give(&mut self, path: &str, value: &[u8], owner: DomId) {
         let Ok(path) = Path::parse(path.as_bytes(), DomId::new(0), 0) else {
             return;
         };
         let path = path.as_ref();
         let server = &mut *self.0;
-        let owner = server.domains.privileged();
+        let owner = server.domains.get(owner);
+        let owner = owner.map(|owner| owner.incarnation);
+        let owner = owner.unwrap_or(server.domains.privileged());
         let (_, missing) = server.store.nodes.nearest(path);
         let levels = missing.count();
         let mut edit = server.edit();

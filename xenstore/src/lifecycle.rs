@@ -67,7 +67,8 @@ impl<S: Storage> Server<S> {
     /// Tells what a domain was offered, by its ring page, where a state stream did not (`RestoredLink::features`).
     pub fn adopt_features(&mut self, domid: DomId, bits: u32) {
         if let Some(domain) = self.domains.get_mut(domid) {
-            domain.features = Features::known_of(bits & self.settings.features.bits());
+            let offered = self.settings.features.with(self.settings.grantable);
+            domain.features = Features::known_of(bits).and(offered);
         }
     }
 
@@ -487,7 +488,7 @@ impl<S: Storage> Server<S> {
         let [domid, bits] = exactly(payload)?;
         let domid = parse_domid(domid)?;
         let features = Features::from_bits(decimal(bits, u32::MAX)?)
-            .filter(|features| self.settings.features.has(*features))
+            .filter(|features| self.settings.knows(*features))
             .ok_or(Errno::EINVAL)?;
         let domain = self.existing(conn, domid)?;
         if domain.connection.is_some() {

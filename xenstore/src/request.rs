@@ -7,7 +7,7 @@ use crate::answer::Answer;
 use crate::bugs;
 use crate::connection::Request;
 use crate::database::{Refusal, Setting, Work, is_database};
-use crate::effects::Effects;
+use crate::effects::{Charge, Effects};
 use crate::faults;
 use crate::features::Features;
 use crate::ids::{ConnId, DomId, TxId};
@@ -113,6 +113,7 @@ impl<S: Storage> Server<S> {
             held: connection.footprint(),
             home: connection.home,
             absent: &connection.absent,
+            pending: Charge::default(),
             policies: self.policies.more(),
             store: None,
         };
@@ -130,7 +131,7 @@ impl<S: Storage> Server<S> {
         conn: ConnId,
         transaction: Option<TxId>,
     ) -> Result<Answer, Refusal> {
-        if transaction.is_some() {
+        if transaction.is_some() && !self.has_feature(conn, Features::NESTED_TRANSACTIONS) {
             return Err(Errno::EBUSY.into());
         }
         self.check_memory(conn, 0)?;
@@ -140,11 +141,18 @@ impl<S: Storage> Server<S> {
             return Err(Errno::ENOSPC.into());
         }
         let connection = self.connections.get_mut(conn).ok_or(Errno::EIO)?;
+        let transactions = &mut connection.transactions;
+        let outer = transaction.and_then(|id| transactions.open.get(&id));
+        if outer.is_some_and(|outer| outer.is_given_up) {
+            return Err(Errno::EAGAIN.into());
+        }
+        let nodes = outer.map_or(&self.store.nodes, |outer| &outer.nodes);
         let log = self.spare_log.take().unwrap_or_default();
         let opening = self.history.open(self.now);
-        let transaction = Transaction::start(&self.store.nodes, &self.domains, opening, log);
+        let mut begun = Transaction::start(nodes, &self.domains, opening, log);
+        begun.parent = transaction;
         faults::may_crash();
-        let id = connection.transactions.add(transaction);
+        let id = transactions.add(begun);
         self.did_change = true;
         Ok(Answer::Text(format!("{id}")))
     }
@@ -196,6 +204,9 @@ impl<S: Storage> Server<S> {
         })?;
         if !self.effects.is_empty() {
             self.commit(Some(conn));
+        }
+        if self.policies.more().is_some() {
+            self.tell_committed();
         }
         Ok(Answer::Done)
     }

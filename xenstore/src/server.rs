@@ -48,6 +48,8 @@ pub struct Settings {
     pub quotas: Quotas,
     /// What the server offers.
     pub features: Features,
+    /// What SET_FEATURE may give a domain besides.
+    pub grantable: Features,
     /// How long an unprivileged client may leave an event unread; zero for ever.
     pub event_timeout: Duration,
     /// Who may do what.
@@ -70,6 +72,7 @@ impl Settings {
             store,
             quotas: Quotas::default(),
             features: Features::ALL,
+            grantable: Features::NONE,
             event_timeout: Duration::from_secs(20),
             policies: policy::Choice::default(),
             layers: layer::Choice::default(),
@@ -77,6 +80,13 @@ impl Settings {
             injector: None,
             counter_interval: Duration::from_secs(10),
         }
+    }
+}
+
+impl Settings {
+    /// Whether a domain may have all of these features.
+    pub(crate) fn knows(&self, features: Features) -> bool {
+        self.features.with(self.grantable).has(features)
     }
 }
 

@@ -110,6 +110,8 @@ impl<S: Storage> Server<S> {
         if let Some(conn) = conn {
             self.note_changes(conn, &effects);
         }
+        let is_alive = |incarnation| self.domains.alive(incarnation).is_some();
+        self.store.nodes.committed(self.now, &is_alive);
         faults::may_crash();
         drop(effects);
         Rc::make_mut(&mut self.effects).clear();

@@ -38,6 +38,9 @@ impl<S: Storage> Server<S> {
         all = all.saturating_add(domains.saturating_mul(of_domain));
         all = all.saturating_add(self.connections.weigh(weight));
         all = all.saturating_add(wide(self.actions.len()).saturating_mul(ACTION_MOST));
+        let log = self.store.nodes.change_log();
+        let journal = log.and_then(|log| Some(log.try_borrow().ok()?.len()));
+        all = all.saturating_add(journal.unwrap_or_default());
         let changes = self.history.kept().map(|change| {
             let path = wide(change.path.as_ref().as_str().len());
             path.saturating_add(CHANGE_MOST)

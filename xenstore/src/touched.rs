@@ -119,6 +119,40 @@ impl Touched {
         self.paths.try_reserve(path.as_str().len()).ok()
     }
 
+    /// How many there would be with those of another one.
+    pub(crate) fn count_with(&self, other: &Self) -> u64 {
+        let is_new = |touch: &&Touch| {
+            let path = other.paths.get(touch.start..touch.end);
+            path.is_some_and(|path| self.find(touch.digest, PathRef::known(path)).is_none())
+        };
+        let new = other.touches.iter().filter(is_new).count();
+        u64::try_from(self.touches.len().saturating_add(new)).unwrap_or(u64::MAX)
+    }
+
+    /// Room for those of another one.
+    pub(crate) fn make_room_for(&mut self, other: &Self) -> Option<()> {
+        let touches = &self.touches;
+        let digest = |at: &usize| touches.get(*at).map_or(0, |touch| touch.digest);
+        self.table.try_reserve(other.touches.len(), digest).ok()?;
+        self.touches.try_reserve(other.touches.len()).ok()?;
+        self.paths.try_reserve(other.paths.len()).ok()
+    }
+
+    /// Takes those of another one behind its own, and what was done to them; there is room for them.
+    pub(crate) fn take_in(&mut self, other: &Self) {
+        for touch in &other.touches {
+            let Some(path) = other.paths.get(touch.start..touch.end) else {
+                continue;
+            };
+            let path = PathRef::known(path);
+            if self.add(path, 0).is_ok()
+                && let Some(mark) = touch.mark
+            {
+                self.mark(path, mark);
+            }
+        }
+    }
+
     /// Notes what was done to a node that was touched.
     pub(crate) fn mark(&mut self, path: PathRef<'_>, mark: Mark) {
         if self.path(self.last) != Some(path.as_str()) {

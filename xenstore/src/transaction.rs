@@ -3,21 +3,24 @@
 //! A transaction keeps its requests and their answers. If nothing else was committed meanwhile, its nodes become the store's. Else the
 //! requests run once more, on the store as it is now, and count if every answer is the same: then the client could not have told
 //! whether all of them ran just now, which is what strict serializability means. So only a read that mattered makes a conflict.
+//!
+//! A transaction inside another begins with the nodes of that one, its parent, and is merged into it by the same rule: as if its requests
+//! had run in the parent at its end. So what the outermost one commits is one list of requests, and conflicts are with what is outside.
 
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 #[cfg(feature = "journal")]
 use alloc::{format, string::String};
-use core::mem;
 use core::time::Duration;
+use core::{iter, mem};
 
 use crate::answer::Answer;
 use crate::bugs;
 use crate::conflict::{Conflict, Opening};
 use crate::database::{Refusal, Setting, Work};
 use crate::domain::{Domain, Domains};
-use crate::effects::{Effects, SPARE_PLACES};
+use crate::effects::{Charge, Effects, SPARE_PLACES};
 use crate::faults;
 use crate::ids::TxId;
 use crate::path::{Path, PathRef};
@@ -41,6 +44,8 @@ const SPARE_BYTES: usize = 8192;
 /// The open transactions of one connection.
 pub(crate) struct Transactions<S: Storage> {
     pub(crate) open: BTreeMap<TxId, Box<Transaction<S>>>,
+    /// Each that is inside another, behind that one.
+    nested: BTreeSet<(TxId, TxId)>,
     /// The id given last, if any.
     pub(crate) last: Option<TxId>,
     /// Bytes of all of them.
@@ -57,6 +62,7 @@ impl<S: Storage> Default for Transactions<S> {
     fn default() -> Self {
         Self {
             open: BTreeMap::new(),
+            nested: BTreeSet::new(),
             last: None,
             bytes: 0,
             work: 0,
@@ -83,7 +89,11 @@ impl<S: Storage> Transactions<S> {
             let kept = log.kept.iter().map(each);
             let kept = kept.fold(log.payloads.len(), usize::saturating_add);
             let kept = u64::try_from(kept).unwrap_or(u64::MAX);
-            log.touched.bytes().saturating_add(kept)
+            let noted = transaction.nodes.noted_bytes();
+            log.touched
+                .bytes()
+                .saturating_add(kept)
+                .saturating_add(noted)
         };
         let all = self.open.values().map(|transaction| bytes(transaction));
         let found = all.fold(0, u64::saturating_add);
@@ -123,25 +133,50 @@ impl<S: Storage> Transactions<S> {
             id = id.next();
         }
         self.last = Some(id);
-        self.bytes = self.bytes.saturating_add(transaction.bytes);
-        self.open.insert(id, Box::new(transaction));
+        self.restore(id, Box::new(transaction));
         id
     }
 
-    /// Keeps a transaction that was open in another instance of the server, under its id.
+    /// Keeps a transaction under its id.
     pub(crate) fn restore(&mut self, id: TxId, transaction: Box<Transaction<S>>) {
         self.bytes = self.bytes.saturating_add(transaction.bytes);
+        if let Some(parent) = transaction.parent {
+            self.nested.insert((parent, id));
+        }
         self.open.insert(id, transaction);
+    }
+
+    /// Those directly inside another, the eldest first as far as ids tell.
+    pub(crate) fn inside(&self, parent: TxId) -> impl Iterator<Item = TxId> {
+        let all = self.nested.range((parent, TxId::FIRST)..);
+        all.take_while(move |(of, _)| *of == parent)
+            .map(|(_, id)| *id)
     }
 
     fn remove(&mut self, id: TxId) -> Option<Box<Transaction<S>>> {
         let transaction = self.open.remove(&id)?;
         self.bytes = self.bytes.saturating_sub(transaction.bytes);
+        if let Some(parent) = transaction.parent {
+            self.nested.remove(&(parent, id));
+        }
         Some(transaction)
+    }
+
+    /// Drops those inside one that has ended, and those inside them.
+    fn end_inside(&mut self, id: TxId) {
+        if self.nested.is_empty() {
+            return;
+        }
+        let mut doomed: Vec<TxId> = self.inside(id).collect();
+        while let Some(id) = doomed.pop() {
+            doomed.extend(self.inside(id));
+            self.remove(id);
+        }
     }
 
     pub(crate) fn clear(&mut self) {
         self.open.clear();
+        self.nested.clear();
         self.bytes = 0;
     }
 
@@ -152,9 +187,16 @@ impl<S: Storage> Transactions<S> {
 
     /// Gives up those that are open for so long, with all that they hold; answers how many these are. `none` is a store without anything.
     pub(crate) fn give_up(&mut self, none: &S, now: Instant, limit: Duration) -> usize {
+        let is_old = |of: &Transaction<S>| !of.is_given_up && now.since(of.opening.since) >= limit;
+        let open = self.open.iter();
+        let old = open.filter(|(_, transaction)| is_old(transaction));
+        let mut old: Vec<TxId> = old.map(|(id, _)| *id).collect();
         let mut given_up = 0_usize;
-        for transaction in self.open.values_mut() {
-            if !transaction.is_given_up && now.since(transaction.opening.since) >= limit {
+        while let Some(id) = old.pop() {
+            old.extend(self.inside(id));
+            if let Some(transaction) = self.open.get_mut(&id)
+                && !transaction.is_given_up
+            {
                 self.bytes = self.bytes.saturating_sub(transaction.bytes);
                 transaction.give_up(none);
                 given_up = given_up.saturating_add(1);
@@ -176,6 +218,10 @@ impl<S: Storage> Transactions<S> {
         kind: Kind,
         payload: &[u8],
     ) -> Result<Answer, Refusal> {
+        if !self.nested.is_empty() {
+            let parent = self.open.get(&id).and_then(|own| own.parent);
+            setting.pending = self.pending(parent, setting);
+        }
         let transaction = self.open.get_mut(&id).ok_or(Errno::ENOENT)?;
         let before = transaction.bytes;
         let answer = transaction.execute(setting, kind, payload);
@@ -190,15 +236,26 @@ impl<S: Storage> Transactions<S> {
     /// ENOENT if it is not open.
     pub(crate) fn abort(&mut self, id: TxId) -> Result<(), Errno> {
         let transaction = self.remove(id).ok_or(Errno::ENOENT)?;
+        self.end_inside(id);
         self.spare = transaction.log.reusable();
         Ok(())
     }
 
-    /// Ends a transaction, makes its changes the store's, and notes their `effects`; or changes nothing. While the host must be asked first
-    /// it stays open.
+    /// What the client has pending in a transaction and in all that this one is inside of.
+    fn pending(&self, innermost: Option<TxId>, setting: &Setting<'_>) -> Charge {
+        let open = |id: &TxId| self.open.get(id);
+        let all = iter::successors(innermost.as_ref().and_then(open), |own| {
+            own.parent.as_ref().and_then(open)
+        });
+        all.map(|own| own.log.effects.charge_of(setting.subject.incarnation))
+            .fold(Charge::default(), Charge::plus)
+    }
+
+    /// Ends a transaction and those inside it, makes its changes the store's or its parent's, and notes their `effects` on the store; or
+    /// changes nothing. While the host must be asked first it stays open.
     ///
     /// # Errors
-    /// Those of [`Transaction::commit`].
+    /// Those of [`Transaction::commit`] and [`Transaction::take_in`].
     pub(crate) fn commit(
         &mut self,
         id: TxId,
@@ -209,16 +266,19 @@ impl<S: Storage> Transactions<S> {
     ) -> Result<(), Refusal> {
         faults::may_crash();
         let mut transaction = self.remove(id).ok_or(Errno::ENOENT)?;
-        let committed = transaction.commit(setting, store, effects, watches);
+        let committed = match transaction.parent {
+            None => transaction.commit(setting, store, effects, watches),
+            Some(parent) => self.merge(parent, &mut transaction, setting),
+        };
         if bugs::XSA_415 && committed.is_err() {
             *store = transaction.nodes.clone();
         }
         self.work = self.work.saturating_add(mem::take(&mut transaction.work));
         if let Err(Refusal::Wait(_)) = committed {
-            self.bytes = self.bytes.saturating_add(transaction.bytes);
-            self.open.insert(id, transaction);
+            self.restore(id, transaction);
             return committed;
         }
+        self.end_inside(id);
         let Transaction {
             log,
             opening,
@@ -228,6 +288,24 @@ impl<S: Storage> Transactions<S> {
         self.conflict = conflict.map(|path| Conflict { opening, path });
         self.spare = log.reusable();
         committed
+    }
+
+    /// Makes the changes of a transaction those of the one that it is inside of.
+    fn merge(
+        &mut self,
+        parent: TxId,
+        child: &mut Transaction<S>,
+        setting: &mut Setting<'_>,
+    ) -> Result<(), Refusal> {
+        setting.pending = self.pending(Some(parent), setting);
+        let parent = self.open.get_mut(&parent).ok_or(Errno::EAGAIN)?;
+        let before = parent.bytes;
+        parent.is_torn = true;
+        let merged = parent.take_in(child, setting);
+        parent.is_torn = false;
+        let grown = parent.bytes.saturating_sub(before);
+        self.bytes = self.bytes.saturating_add(grown);
+        merged
     }
 }
 
@@ -249,6 +327,10 @@ pub(crate) struct Transaction<S: Storage> {
     /// Domains that had ended when it began: what it gave to one that ended since must not become the store's.
     pub(crate) deaths: u64,
     pub(crate) opening: Opening,
+    /// The one that it is inside of.
+    pub(crate) parent: Option<TxId>,
+    /// It is taking in another one just now; a crash in between leaves neither whole.
+    pub(crate) is_torn: bool,
     /// What the first request names that was answered otherwise when it ran again.
     conflict: Option<Path>,
 }
@@ -294,6 +376,29 @@ impl<S: Storage> Log<S> {
     }
 }
 
+impl<S: Storage> Log<S> {
+    /// Room for all that another one has.
+    fn make_room(&mut self, other: &Self) -> Option<()> {
+        self.kept.try_reserve(other.kept.len()).ok()?;
+        self.payloads.try_reserve(other.payloads.len()).ok()?;
+        self.touched.make_room_for(&other.touched)
+    }
+
+    /// Takes what another one has behind its own; there is room for it.
+    fn take_in(&mut self, other: &mut Self) {
+        let start = self.payloads.len();
+        self.payloads.append(&mut other.payloads);
+        for kept in other.kept.drain(..) {
+            self.kept.push(Kept {
+                end: start.saturating_add(kept.end),
+                ..kept
+            });
+        }
+        self.touched.take_in(&other.touched);
+        self.effects.take_in(&mut other.effects);
+    }
+}
+
 /// A request and what it was answered.
 struct Kept {
     kind: Kind,
@@ -311,11 +416,13 @@ impl<S: Storage> Transaction<S> {
             log,
             cost: 0,
             work: 0,
-            bytes: 0,
+            bytes: nodes.noted_bytes(),
             failed: false,
             is_given_up: false,
             deaths: domains.deaths(),
             opening,
+            parent: None,
+            is_torn: false,
             conflict: None,
         }
     }
@@ -338,7 +445,7 @@ impl<S: Storage> Transaction<S> {
             return Err(Errno::EAGAIN.into());
         }
         self.check_room(setting, payload)?;
-        let touched = self.log.touched.bytes();
+        let touched = self.held();
         let mut work = Work {
             setting,
             nodes: &mut self.nodes,
@@ -347,7 +454,7 @@ impl<S: Storage> Transaction<S> {
             touched: Some(&mut self.log.touched),
         };
         let answer = work.execute(kind, payload);
-        let touched = self.log.touched.bytes().saturating_sub(touched);
+        let touched = self.held().saturating_sub(touched);
         self.bytes = self.bytes.saturating_add(touched);
         let answer = match answer {
             Ok(answer) => Ok(answer),
@@ -357,6 +464,13 @@ impl<S: Storage> Transaction<S> {
         self.failed |= self.log.touched.overflowed;
         self.keep(kind, payload, answer.clone());
         answer.map_err(Refusal::from)
+    }
+
+    /// Bytes that it holds besides its requests and their answers.
+    #[inline]
+    fn held(&self) -> u64 {
+        let touched = self.log.touched.bytes();
+        touched.saturating_add(self.nodes.noted_bytes())
     }
 
     /// Makes the transaction's changes the store's, and notes their `effects`; or changes nothing.
@@ -384,6 +498,9 @@ impl<S: Storage> Transaction<S> {
             self.rerun(setting, store)?;
         }
         self.check_nodes(setting)?;
+        if let Some(policies) = setting.policies {
+            policies.note_committed(self.log.touched.marked().map(|(path, _)| path));
+        }
         let mut settled = mem::take(&mut self.log.effects);
         settled.settle(&self.base, &self.nodes, &self.log.touched, watches);
         settled.set_done();
@@ -397,7 +514,20 @@ impl<S: Storage> Transaction<S> {
 
     /// Runs the requests again on the store as it is now.
     fn rerun(&mut self, setting: &mut Setting<'_>, store: &S) -> Result<(), Refusal> {
-        let mut nodes = store.clone();
+        let (nodes, mut effects) = self.run_again(setting, store)?;
+        self.log.touched.clear_marks();
+        effects.mark(&mut self.log.touched);
+        (self.base, self.nodes, self.log.effects) = (store.clone(), nodes, effects);
+        Ok(())
+    }
+
+    /// Runs the requests again on nodes as they are now, and gives what these become and what is done to them.
+    fn run_again(
+        &mut self,
+        setting: &mut Setting<'_>,
+        now: &S,
+    ) -> Result<(S, Effects<S>), Refusal> {
+        let mut nodes = now.clone();
         let mut effects = Effects::default();
         let mut work = Work {
             setting,
@@ -423,10 +553,54 @@ impl<S: Storage> Transaction<S> {
                 }
             }
         }
-        self.log.touched.clear_marks();
-        effects.mark(&mut self.log.touched);
-        (self.base, self.nodes, self.log.effects) = (store.clone(), nodes, effects);
+        Ok((nodes, effects))
+    }
+
+    /// Takes in what another one, inside of this one, has done: as if its requests had run here just now. Or nothing changes.
+    ///
+    /// # Errors
+    /// ENOMEM if the other one failed before, or there is no memory for both; ENOSPC if both together touch too many nodes, would cost too
+    /// much to run again, or make too many nodes; EAGAIN if this one has changed what the other one has seen, or either was given up. Or
+    /// the host must be asked first.
+    fn take_in(&mut self, inner: &mut Self, setting: &mut Setting<'_>) -> Result<(), Refusal> {
+        if self.is_given_up || inner.is_given_up {
+            return Err(Errno::EAGAIN.into());
+        }
+        if inner.failed {
+            return Err(Errno::ENOMEM.into());
+        }
+        self.check_union(inner, setting)?;
+        let held = self.held();
+        let kept = inner.bytes.saturating_sub(inner.held());
+        if self.nodes.is_same(&inner.base) {
+            self.nodes = mem::replace(&mut inner.nodes, inner.base.clone());
+        } else {
+            let (nodes, mut effects) = inner.run_again(setting, &self.nodes).inspect_err(|_| {
+                // The client itself is to blame.
+                inner.conflict = None;
+            })?;
+            inner.log.touched.clear_marks();
+            effects.mark(&mut inner.log.touched);
+            (self.nodes, inner.log.effects) = (nodes, effects);
+        }
+        self.cost = self.cost.saturating_add(inner.cost);
+        self.log.take_in(&mut inner.log);
+        let held = self.held().saturating_sub(held);
+        self.bytes = self.bytes.saturating_add(kept).saturating_add(held);
         Ok(())
+    }
+
+    /// Whether this one may be as large as it would be with another one, and whether there is memory for that.
+    fn check_union(&mut self, inner: &Self, setting: &Setting<'_>) -> Result<(), Errno> {
+        let limit = setting.limit(Quota::TransactionNodes);
+        let nodes = u64::from(limit);
+        let cost = self.cost.saturating_add(inner.cost);
+        let touched = self.log.touched.count_with(&inner.log.touched);
+        if !within(touched, limit) || nodes != 0 && cost > nodes.max(COST_MAX) {
+            setting.refuse(Quota::TransactionNodes, limit);
+            return Err(Errno::ENOSPC);
+        }
+        self.log.make_room(&inner.log).ok_or(Errno::ENOMEM)
     }
 
     /// Whether all whose nodes became more may have that many, if the client is one whom quotas bind.
@@ -493,6 +667,15 @@ impl<S: Storage> Transaction<S> {
         let touched = self.log.touched.bytes().saturating_sub(touched);
         self.bytes = self.bytes.saturating_add(touched);
         Ok(())
+    }
+
+    /// Takes what another instance of the server had noted of its nodes, and counts that.
+    pub(crate) fn restore_notes(&mut self, notes: Vec<(&str, bool)>) {
+        self.nodes.forget();
+        for (path, is_removed) in notes {
+            self.nodes.restore_note(PathRef::known(path), is_removed);
+        }
+        self.bytes = self.bytes.saturating_add(self.nodes.noted_bytes());
     }
 
     /// Keeps a request, and counts what it costs.

@@ -21,13 +21,15 @@ use model::{ANY, FRAGMENTS, Fate, Model, QUOTAS};
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
-use xenstore::{DomId, FlatMap, Quota, Settings, Storage, Tree};
+use xenstore::{DomId, Features, FlatMap, Journaled, Quota, Settings, Storage, Tree};
 
 /// The privileged domain.
 const TOOLSTACK: u16 = 0;
 const GUESTS: [u16; 3] = [1, 2, 3];
 /// Limits of all others, in the order of [`QUOTAS`]. What a guest may do besides has no limit in these tests.
 const LIMITS: [u32; QUOTAS.len()] = [6, 4, 20, 0, 0, 2, 0, 3, 2048, 2048];
+/// So many transactions each client has at hand, open or not.
+const PLACES: usize = 4;
 /// A domid that no domain ever has.
 const NOBODY: u16 = 9;
 
@@ -47,6 +49,15 @@ fn transactions_are_as_if_they_had_run_at_once() {
 }
 
 #[test]
+fn transactions_inside_others_are_as_if_they_had_run_in_these_at_once() {
+    run(600, &nested(), |script| compare_nested::<Tree>(&script));
+    run(100, &nested(), |script| compare_nested::<FlatMap>(&script));
+    run(100, &nested(), |script| {
+        compare_nested::<Journaled<Tree>>(&script)
+    });
+}
+
+#[test]
 fn over_a_flat_map_the_store_does_the_same() {
     let scripts = prop::collection::vec(step(), 1..60);
     run(100, &scripts, |script| compare::<FlatMap>(&script));
@@ -55,7 +66,15 @@ fn over_a_flat_map_the_store_does_the_same() {
 
 /// Takes the steps in the store and in the model.
 fn compare<S: Storage>(script: &[Step]) -> Result<(), TestCaseError> {
-    let mut pair = Pair::<S>::new();
+    play_on(Pair::<S>::new(settings()), script)
+}
+
+/// As [`compare`], where transactions may be inside others.
+fn compare_nested<S: Storage>(script: &[Step]) -> Result<(), TestCaseError> {
+    play_on(Pair::<S>::new(nesting(settings())), script)
+}
+
+fn play_on<S: Storage>(mut pair: Pair<S>, script: &[Step]) -> Result<(), TestCaseError> {
     for (at, step) in script.iter().enumerate() {
         pair.step(step)
             .map_err(|why| TestCaseError::fail(format!("step {at}, {step:?}: {why}")))?;
@@ -124,6 +143,8 @@ enum Step {
     Request(u16, Option<usize>, Request),
     /// A transaction begins and gets a place.
     Start(u16, usize),
+    /// One begins inside that at another place.
+    Inside(u16, usize, usize),
     ShutDown(u16),
     /// A guest dies; one with the same domid comes and is set up.
     Reborn(u16),
@@ -164,6 +185,32 @@ fn transactions() -> impl Strategy<Value = Vec<Step>> {
         mine.map(|(who, path)| Step::Request(who, None, Request::Write(path.to_owned(), vec![])));
     prop::collection::vec(step, 1..40)
         .prop_map(move |steps| [nodes.to_vec(), begin.clone(), steps.concat()].concat())
+}
+
+/// Few nodes, and clients that begin transactions inside others.
+fn nested() -> impl Strategy<Value = Vec<Step>> {
+    let who = || select(vec![TOOLSTACK, 1]);
+    let request = || database(&["/t", "/t/a", "/t/b", "/t/a/b"]);
+    let step = prop_oneof![
+        12 => (who(), 0..PLACES, request())
+            .prop_map(|(who, tx, what)| Step::Request(who, Some(tx), what)),
+        2 => (who(), request()).prop_map(|(who, what)| Step::Request(who, None, what)),
+        4 => (who(), 0..PLACES, 0..PLACES).prop_map(|(who, outer, at)| Step::Inside(who, outer, at)),
+        2 => (who(), 0..PLACES).prop_map(|(who, at)| Step::Start(who, at)),
+        5 => (who(), 0..PLACES, prop::bool::weighted(0.8))
+            .prop_map(|(who, tx, commit)| Step::Request(who, Some(tx), Request::End(commit))),
+        1 => Just(Step::Reborn(2)),
+    ];
+    let begin = [TOOLSTACK, 1].map(|who| [Step::Start(who, 0), Step::Inside(who, 0, 1)]);
+    let mine = [(TOOLSTACK, "/t/a"), (1, "/t/b")];
+    let nodes =
+        mine.map(|(who, path)| Step::Request(who, None, Request::Write(path.to_owned(), vec![])));
+    let watches = [(TOOLSTACK, "/"), (1, "/t"), (1, "/t/a/b")].map(|(who, path)| {
+        let watch = Request::Watch(path.to_owned(), "t".to_owned(), None);
+        Step::Request(who, None, watch)
+    });
+    prop::collection::vec(step, 1..50)
+        .prop_map(move |steps| [nodes.to_vec(), watches.to_vec(), begin.concat(), steps].concat())
 }
 
 fn client() -> impl Strategy<Value = u16> {
@@ -254,23 +301,40 @@ struct Pair<S: Storage> {
     /// What the domains are known by.
     uniques: [u128; 4],
     /// The ids of the clients' transactions, by place.
-    places: [[u32; 2]; 4],
+    places: [[u32; PLACES]; 4],
     requests: u32,
 }
 
+fn settings() -> Settings {
+    let mut settings = Settings::new(DomId::new(TOOLSTACK), DomId::new(31));
+    for (name, limit) in QUOTAS.iter().zip(LIMITS) {
+        let quota = Quota::from_name(name.as_bytes()).unwrap();
+        settings.quotas.set(quota, limit);
+    }
+    settings.counter_interval = Duration::ZERO;
+    settings
+}
+
+/// Lets transactions be inside others, as many as there are places for.
+fn nesting(mut settings: Settings) -> Settings {
+    settings.features = settings.features.with(Features::NESTED_TRANSACTIONS);
+    let places = u32::try_from(PLACES).unwrap();
+    settings.quotas.set(Quota::Transactions, places - 1);
+    settings.quotas.set(Quota::TransactionNodes, 4);
+    settings
+}
+
 impl<S: Storage> Pair<S> {
-    fn new() -> Self {
-        let mut settings = Settings::new(DomId::new(TOOLSTACK), DomId::new(31));
-        for (name, limit) in QUOTAS.iter().zip(LIMITS) {
-            let quota = Quota::from_name(name.as_bytes()).unwrap();
-            settings.quotas.set(quota, limit);
-        }
-        settings.counter_interval = Duration::ZERO;
+    fn new(settings: Settings) -> Self {
+        let limits: Vec<u32> = Quota::all()
+            .map(|quota| settings.quotas.get(quota))
+            .collect();
         let as_modelled = model::Settings {
             privileged: TOOLSTACK,
             store: 31,
-            limits: LIMITS,
+            limits: limits.try_into().unwrap(),
             features: settings.features.bits(),
+            grantable: settings.grantable.bits(),
             event_timeout_ns: 0,
         };
         let machine = Machine::new(settings);
@@ -278,7 +342,7 @@ impl<S: Storage> Pair<S> {
             model: Model::new(as_modelled, 0),
             machine,
             uniques: [0; 4],
-            places: [[77; 2]; 4],
+            places: [[77; PLACES]; 4],
             requests: 0,
         };
         pair.must(Request::Mkdir("/t".to_owned()));
@@ -309,11 +373,10 @@ impl<S: Storage> Pair<S> {
                 let tx = tx.map_or(0, |at| self.places[usize::from(*who)][at]);
                 self.request(*who, tx, request)?;
             }
-            Step::Start(who, at) => {
-                self.request(*who, 0, &Request::Start)?;
-                if let Some(id) = self.model.transactions(*who).max() {
-                    self.places[usize::from(*who)][*at] = id;
-                }
+            Step::Start(who, at) => self.start(*who, 0, *at)?,
+            Step::Inside(who, outer, at) => {
+                let outer = self.places[usize::from(*who)][*outer];
+                self.start(*who, outer, *at)?;
             }
             Step::ShutDown(domid) => {
                 let unique = self.uniques[usize::from(*domid)];
@@ -334,6 +397,14 @@ impl<S: Storage> Pair<S> {
             }
         }
         self.audit()
+    }
+
+    fn start(&mut self, who: u16, outer: u32, at: usize) -> Result<(), String> {
+        self.request(who, outer, &Request::Start)?;
+        if let Some(id) = self.model.transactions(who).max() {
+            self.places[usize::from(who)][at] = id;
+        }
+        Ok(())
     }
 
     fn request(&mut self, who: u16, tx: u32, request: &Request) -> Result<(), String> {

@@ -15,20 +15,38 @@ use std::path::{Path, PathBuf};
 use on_core::Core;
 use transcript::run::play;
 use transcript::syntax::parse;
-use xenstore::{FlatMap, Storage, Tree};
+use xenstore::{Features, FlatMap, Journaled, Settings, Storage, Tree};
 
 #[test]
 fn the_core_answers_as_the_transcripts_say() {
-    play_all(Core::<Tree>::new);
+    play_all("", Core::<Tree>::new);
 }
 
 #[test]
 fn over_a_flat_map_it_answers_the_same() {
-    play_all(Core::<FlatMap>::new);
+    play_all("", Core::<FlatMap>::new);
 }
 
-fn play_all<S: Storage>(core: fn() -> Core<S>) {
-    let folder = folder();
+#[test]
+fn transactions_inside_others_are_answered_as_the_transcripts_say() {
+    let nested = |settings: &mut Settings| {
+        settings.features = settings.features.with(Features::NESTED_TRANSACTIONS);
+    };
+    play_all("nested", || Core::<Tree>::with(nested));
+    play_all("nested", || Core::<FlatMap>::with(nested));
+    let granted = |settings: &mut Settings| settings.grantable = Features::NESTED_TRANSACTIONS;
+    play_all("granted", || Core::<Tree>::with(granted));
+}
+
+#[test]
+fn with_a_journal_it_answers_the_same_and_what_the_journal_has() {
+    play_all("", Core::<Journaled<Tree>>::new);
+    play_all("", Core::<Journaled<FlatMap>>::new);
+    play_all("journal", Core::<Journaled<Tree>>::new);
+}
+
+fn play_all<S: Storage>(below: &str, mut core: impl FnMut() -> Core<S>) {
+    let folder = folder().join(below);
     let wanted = std::env::var("TRANSCRIPT").unwrap_or_default();
     let mut files: Vec<_> = std::fs::read_dir(folder)
         .unwrap()
@@ -42,7 +60,7 @@ fn play_all<S: Storage>(core: fn() -> Core<S>) {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         let text = std::fs::read_to_string(&path).unwrap();
         let cases = parse(&text).unwrap_or_else(|why| panic!("{name}:{why}"));
-        let report = play(&name, &cases, core);
+        let report = play(&name, &cases, &mut core);
         played += report.played;
         left_out += report.left_out.len();
         failures.extend(report.failures);

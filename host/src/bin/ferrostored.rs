@@ -3,15 +3,18 @@
 //! It serves a unix socket as C xenstored does, so that `xenstore-*`, libxenstore and pyxs work with `XENSTORED_PATH` set to it.
 
 use std::error::Error;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use host::daemon::Daemon;
 use lexopt::prelude::*;
-use xenstore::{DomId, Quota, Settings, layer, policy};
+use xenstore::{
+    DomId, FlatMap, Journaled, Nesting, Quota, Settings, Storage, StorageKind, Tree, layer, policy,
+};
 
 const HELP: &str = "\
-ferrostored [--socket PATH] [--domains N] [--quota NAME=LIMIT]... [--policy LIST] [--layer LIST] [--log LEVEL]
+ferrostored [--socket PATH] [--domains N] [--quota NAME=LIMIT]... [--transactions WORD] [--store WORD]
+            [--policy LIST] [--layer LIST] [--log LEVEL]
 
 Serves xenstore on a unix socket, in the foreground.
 
@@ -19,6 +22,9 @@ Serves xenstore on a unix socket, in the foreground.
   --domains N          make domains 1 to N, up to 1000, with rings in memory: whoever connects to PATH.dom1 plays domain 1, one
                        client at a time; default: 0
   --quota NAME=LIMIT   a limit for unprivileged domains
+  --transactions WORD  who may begin a transaction inside another: nobody (flat), domains to which SET_FEATURE gives that (granted), or
+                       everybody (nested); default: flat
+  --store WORD         how nodes are kept: tree, flat, or with a journal of all changes: journal, journal:flat; default: tree
   --policy LIST        who may do what; default: legacy (docs/policies.md)
   --layer LIST         what stands between clients and the store; default: nothing (docs/policies.md)
   --log LEVEL          off, error, warn, info, debug or trace; default: info";
@@ -41,6 +47,7 @@ fn run() -> Result<(), Box<dyn Error>> {
         std::env::var_os("XENSTORED_PATH").map_or(DEFAULT_SOCKET.into(), PathBuf::from);
     let mut settings = Settings::new(DOM0, DOM0);
     let mut domains = 0;
+    let mut storage = StorageKind::default();
     let mut level = log::LevelFilter::Info;
     let mut ignored = Vec::new();
     let mut arguments = lexopt::Parser::from_env();
@@ -49,6 +56,11 @@ fn run() -> Result<(), Box<dyn Error>> {
             Long("socket") => socket = arguments.value()?.into(),
             Long("domains") => domains = arguments.value()?.parse()?,
             Long("quota") => set_quota(&mut settings, &arguments.value()?.string()?)?,
+            Long("transactions") => {
+                let nesting = Nesting::parse(arguments.value()?.string()?.as_bytes())?;
+                (settings.features, settings.grantable) = nesting.features();
+            }
+            Long("store") => storage = StorageKind::parse(arguments.value()?.string()?.as_bytes())?,
             Long("policy") => {
                 let chosen = policy::Choice::parse(arguments.value()?.as_encoded_bytes());
                 settings.policies = chosen.map_err(|error| format!("policy {error}"))?;
@@ -70,7 +82,20 @@ fn run() -> Result<(), Box<dyn Error>> {
     for error in ignored {
         log::warn!("ignoring layer {error}");
     }
-    let mut daemon = Daemon::listen(&socket, settings, domains)
+    match (storage.is_flat, storage.is_journaled) {
+        (false, false) => serve::<Tree>(&socket, settings, domains),
+        (true, false) => serve::<FlatMap>(&socket, settings, domains),
+        (false, true) => serve::<Journaled<Tree>>(&socket, settings, domains),
+        (true, true) => serve::<Journaled<FlatMap>>(&socket, settings, domains),
+    }
+}
+
+fn serve<S: Storage>(
+    socket: &Path,
+    settings: Settings,
+    domains: u16,
+) -> Result<(), Box<dyn Error>> {
+    let mut daemon = Daemon::<S>::listen(socket, settings, domains)
         .map_err(|error| format!("cannot listen at {}: {error}", socket.display()))?;
     log::info!("serving {}", socket.display());
     if domains > 0 {

@@ -69,6 +69,8 @@ pub(crate) struct Swarm {
     pub(crate) memory: bool,
     /// The clock may go back.
     pub(crate) clock: bool,
+    /// Transactions may be inside others.
+    pub(crate) nested: bool,
     pub(crate) extensions: Extensions,
     /// How often another instance takes over, made of the state of the one before, of a thousand steps.
     pub(crate) renewals: u64,
@@ -125,6 +127,7 @@ impl Swarm {
             lost_deaths: random.chance(300),
             memory,
             clock,
+            nested: random.chance(400),
             extensions: Extensions::new(random, memory),
             renewals: if random.chance(600) {
                 random.below(20) / if made > 0 { 10 } else { 1 }

@@ -12,8 +12,8 @@ use kernel::xen::{LocalPort, Page as _, XenError};
 use model::{Left, Model};
 use xenstore::state::{Format, HostLink};
 use xenstore::{
-    Completed, ConnId, DomId, Entry, Identity, Instant, Noted, Progress, Quota, Server, Settings,
-    Tree, faults, layer, policy,
+    Completed, ConnId, DomId, Entry, Identity, Instant, Nesting, Noted, Progress, Quota, Server,
+    Settings, Tree, faults, layer, policy,
 };
 
 use super::coverage::Coverage;
@@ -86,6 +86,9 @@ impl World {
             settings.quotas.set(quota, limit);
         }
         settings.event_timeout = Duration::from_millis(swarm.event_timeout_ms);
+        if swarm.nested {
+            (settings.features, settings.grantable) = Nesting::Nested.features();
+        }
         // What the store writes of its own accord the model cannot know.
         settings.counter_interval = Duration::ZERO;
         let as_modelled = model::Settings {
@@ -93,6 +96,7 @@ impl World {
             store: STORE.get(),
             limits: swarm.limits,
             features: settings.features.bits(),
+            grantable: settings.grantable.bits(),
             event_timeout_ns: swarm.event_timeout_ms * 1_000_000,
         };
         let mut model = Model::new(as_modelled, dom0.unique.0);
@@ -524,6 +528,7 @@ impl World {
                 (END, words(&[word]))
             }
             0..=24 if inside => (START, vec![0]),
+            25..=34 if tx_id != 0 && self.swarm.nested => (START, vec![0]),
             25..=34 if domid == 0 => scene.administrative(),
             _ => scene.any(manner),
         };
@@ -674,7 +679,7 @@ impl World {
         let home = format!("/local/domain/{domid}");
         let owner = format!("n{domid}");
         if self.random.chance(150) {
-            let features = self.random.word(&["0", "3", "7", "15", "11"]);
+            let features = self.random.word(&["0", "3", "7", "15", "11", "2147483663"]);
             self.ask_dom0(24, words(&[&number, features]));
         }
         let early = self.random.chance(100);

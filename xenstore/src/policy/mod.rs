@@ -4,6 +4,7 @@
 //! refusal is the answer. They judge every access in a transaction and out of it, and again when a transaction is merged.
 
 mod chinese_wall;
+pub mod lease;
 pub(crate) mod legacy;
 mod protocol;
 
@@ -16,6 +17,7 @@ use core::mem;
 
 use crate::acl::{Acl, Right, Subject};
 use crate::counters::Counters;
+use crate::domain::Domains;
 use crate::extension::{Item, LIST_MAX, Why, items};
 pub use crate::extension::{Keep, View, WordError};
 use crate::ids::DomId;
@@ -41,6 +43,14 @@ pub trait Policy {
 
     /// An access that all policies let pass was answered, whether or not a transaction will ever be committed of which it is part.
     fn passed(&mut self, _passed: &Passed, _keep: &mut dyn Keep) {}
+
+    /// Whether it wants to know when a transaction that has changed this node is committed.
+    fn wants(&self, _path: PathRef<'_>) -> bool {
+        false
+    }
+
+    /// A transaction that has changed such a node is committed.
+    fn committed(&mut self, _path: PathRef<'_>, _keep: &mut dyn Keep) {}
 
     /// It begins to be looked at: at the start, after a live update, or when the administrator says so.
     fn started(&mut self, _keep: &mut dyn Keep) {}
@@ -144,6 +154,7 @@ pub struct Access<'a> {
     pub(crate) seen: &'a dyn View,
     /// The committed nodes.
     pub(crate) store: &'a dyn View,
+    pub(crate) domains: &'a Domains,
     pub(crate) now: Instant,
 }
 
@@ -188,6 +199,12 @@ impl<'a> Access<'a> {
     #[must_use]
     pub fn store(&self) -> &'a dyn View {
         self.store
+    }
+
+    /// Whether there is a domain with this domid, so that its end will be noticed.
+    #[must_use]
+    pub fn is_known(&self, domid: DomId) -> bool {
+        self.domains.get(domid).is_some()
     }
 
     /// When.
@@ -269,6 +286,12 @@ pub(crate) const SORTS: &[Sort] = &[
         help: "a domain that touched what lies at or below one path of a class is kept out of the others",
         make: chinese_wall::ChineseWall::make,
     },
+    Sort {
+        name: "lease",
+        parameters: "",
+        help: "resources below /lease are held as their leases say, and released when their holder ends",
+        make: lease::Lease::make,
+    },
 ];
 
 /// What each is for, a line each.
@@ -286,6 +309,8 @@ pub(crate) struct Policies {
     list: Vec<Installed>,
     /// What the present request was allowed, for [`Policy::passed`].
     passed: RefCell<Vec<Passed>>,
+    /// What a transaction has changed that is committed, as far as somebody wants to know.
+    committed: RefCell<Vec<Path>>,
 }
 
 struct Installed {
@@ -390,6 +415,20 @@ impl Policies {
     /// What was allowed since this was asked last.
     pub(crate) fn take_passed(&mut self) -> Vec<Passed> {
         mem::take(self.passed.get_mut())
+    }
+
+    /// Notes what a transaction has changed that is committed.
+    #[cold]
+    pub(crate) fn note_committed<'p>(&self, changed: impl Iterator<Item = PathRef<'p>>) {
+        let wants = |path: &PathRef<'_>| self.list.iter().any(|entry| entry.policy.wants(*path));
+        if let Ok(mut committed) = self.committed.try_borrow_mut() {
+            committed.extend(changed.filter(wants).map(PathRef::to_path));
+        }
+    }
+
+    /// What was committed since this was asked last.
+    pub(crate) fn take_committed(&mut self) -> Vec<Path> {
+        mem::take(self.committed.get_mut())
     }
 
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Box<dyn Policy>> {

@@ -130,6 +130,9 @@ impl<S: Storage> Server<S> {
     }
 }
 
+/// A connection's id in the stream, the connection, and an open transaction of it.
+type Open<'a, S> = (u32, ConnId, TxId, &'a Transaction<S>);
+
 struct Export<'a, S: Storage> {
     server: &'a Server<S>,
     is_own: bool,
@@ -181,6 +184,7 @@ impl<S: Storage> Export<'_, S> {
             self.queues();
             self.update();
             self.crash();
+            self.journal();
         }
         self.end();
     }
@@ -518,30 +522,60 @@ impl<S: Storage> Export<'_, S> {
         }
     }
 
-    /// Open transactions, the youngest first: each begins with what makes the nodes that it began with of those of the one before.
+    /// Open transactions, the youngest first: each begins with what makes the nodes that it began with of those of the one before. Those that
+    /// are inside another follow it likewise, beginning with the nodes that it has.
     fn transactions(&mut self) {
         let mut open = Vec::new();
         if self.crash.as_ref().is_some_and(|crash| crash.gives_up) {
             return;
         }
-        let broke = |conn, tx| {
-            self.crash
-                .as_ref()
-                .is_some_and(|crash| crash.broke(conn, tx))
-        };
         for (id, (conn, connection)) in (1..).zip(&self.order) {
             let own = connection.transactions.open.iter();
-            let whole = own.filter(|(tx, _)| !broke(*conn, **tx));
-            open.extend(whole.map(|(tx, transaction)| (id, *tx, &**transaction)));
+            let own = own.filter(|(_, transaction)| transaction.parent.is_none());
+            open.extend(own.map(|(tx, transaction)| (id, *conn, *tx, &**transaction)));
         }
-        open.sort_unstable_by_key(|(.., transaction)| Reverse(transaction.opening.number));
-        let mut nodes = &self.server.store.nodes;
-        for (id, tx, transaction) in open {
+        let mut written = Vec::new();
+        self.siblings(&self.server.store.nodes, open, &mut written);
+        while let Some((id, conn, tx, outer)) = written.pop() {
+            let connection = self.server.connections.get(conn);
+            let Some(own) = connection.map(|connection| &connection.transactions) else {
+                continue;
+            };
+            let inside = own.inside(tx).filter_map(|tx| {
+                let transaction = own.open.get(&tx)?;
+                Some((id, conn, tx, &**transaction))
+            });
+            self.siblings(&outer.nodes, inside.collect(), &mut written);
+        }
+    }
+
+    /// Transactions that began with the nodes of the same one, or of the store.
+    fn siblings<'t>(
+        &mut self,
+        nodes: &S,
+        mut all: Vec<Open<'t, S>>,
+        written: &mut Vec<Open<'t, S>>,
+    ) {
+        all.sort_unstable_by_key(|(.., transaction)| Reverse(transaction.opening.number));
+        all.retain(|(_, conn, tx, transaction)| {
+            let crash = self.crash.as_ref();
+            !transaction.is_torn && !crash.is_some_and(|crash| crash.broke(*conn, *tx))
+        });
+        let mut nodes = nodes;
+        for (id, conn, tx, transaction) in all {
+            if let Some(parent) = transaction.parent {
+                let transaction = parent.get();
+                self.own(&Own::Inside {
+                    conn: id,
+                    transaction,
+                });
+            }
             if !transaction.is_given_up {
                 self.steps(nodes, &transaction.base);
                 nodes = &transaction.base;
             }
             self.transaction(id, tx, transaction);
+            written.push((id, conn, tx, transaction));
         }
     }
 
@@ -589,6 +623,10 @@ impl<S: Storage> Export<'_, S> {
             }
         }
         self.steps(&transaction.base, &transaction.nodes);
+        transaction.nodes.visit_notes(&mut |path, is_removed| {
+            let path = path.as_str();
+            self.own(&Own::Noted { path, is_removed });
+        });
         self.own(&Own::End {});
     }
 
@@ -702,6 +740,23 @@ impl<S: Storage> Export<'_, S> {
                 domid,
                 connection,
                 port,
+            });
+        }
+    }
+
+    /// The journal in two pieces, if there is one.
+    fn journal(&mut self) {
+        let log = self.server.store.nodes.change_log();
+        let Some(log) = log.and_then(|log| log.try_borrow().ok()) else {
+            return;
+        };
+        let ([dropped_bytes, dropped_lines, commits], (first, second)) = log.all();
+        for text in [first, second] {
+            self.own(&Own::Journal {
+                dropped_bytes,
+                dropped_lines,
+                commits,
+                text: Bytes(text),
             });
         }
     }

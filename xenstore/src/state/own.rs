@@ -170,6 +170,9 @@ records! {
     26 Check { records: u64, nodes: u64, digest: u64, },
     27 Update { connection: u64, header: Bytes<'a>, },
     28 Crash { connection: Option<u64>, domid: DomId, header: Bytes<'a>, is_answered: bool, is_kept: bool, },
+    40 Inside { conn: u32, transaction: u32, },
+    42 Noted { path: &'a str, is_removed: bool, },
+    41 Journal { dropped_bytes: u64, dropped_lines: u64, commits: u64, text: Bytes<'a>, },
 }
 
 impl<'a> Own<'a> {

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use slotmap::KeyData;
 
 use super::children::mix;
-use super::{Branch, FlatMap, Seed, Storage, Tree, Value, digest};
+use super::{Branch, FlatMap, Journaled, Seed, Storage, Tree, Value, digest};
 use crate::acl::{Acl, Incarnation, Letter};
 use crate::ids::{DomId, Generation};
 use crate::path::{Components, Path, PathRef};
@@ -242,6 +242,12 @@ macro_rules! suite {
         mod flat_map {
             $(#[test] fn $case() { super::$case::<super::FlatMap>(); })*
         }
+        mod journaled_tree {
+            $(#[test] fn $case() { super::$case::<super::Journaled<super::Tree>>(); })*
+        }
+        mod journaled_flat_map {
+            $(#[test] fn $case() { super::$case::<super::Journaled<super::FlatMap>>(); })*
+        }
     };
 }
 
@@ -352,13 +358,16 @@ impl<S: Storage> Run<S> {
 
 proptest! {
     #[test]
-    fn both_agree_on_random_edits(steps in prop::collection::vec(step(), 1..200)) {
+    fn all_agree_on_random_edits(steps in prop::collection::vec(step(), 1..200)) {
         let mut tree = Run::<Tree>::new();
         let mut flat = Run::<FlatMap>::new();
+        let mut journaled = Run::<Journaled<Tree>>::new();
         for (generation, step) in (1..).zip(&steps) {
             tree.take(step, generation);
             flat.take(step, generation);
+            journaled.take(step, generation);
         }
+        prop_assert_eq!(Run::shown(&tree.now), Run::shown(&journaled.now));
         prop_assert_eq!(Run::shown(&tree.now), Run::shown(&flat.now));
         for (tree, flat) in tree.before.iter().zip(&flat.before) {
             prop_assert_eq!(Run::shown(tree), Run::shown(flat));

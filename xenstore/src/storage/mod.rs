@@ -1,26 +1,62 @@
-//! Where nodes live: what the store asks of any way of keeping them, of which there are two.
+//! Where nodes live: what the store asks of any way of keeping them, of which there are two, and one around either.
 //!
 //! The tree ([`Tree`]) is what hosts run. The flat map ([`FlatMap`]) is the second opinion: it keeps nodes by their whole path and shares
-//! nothing with the tree but the lists of children, so that a difference between the two is a mistake in one of them.
+//! nothing with the tree but the lists of children, so that a difference between the two is a mistake in one of them. [`Journaled`] keeps
+//! a journal besides.
 
+mod change_log;
 mod children;
 #[cfg(test)]
 mod contract;
 mod flat;
 mod index;
+mod journaled;
 mod map;
 mod tree;
 
 use alloc::rc::Rc;
+use core::cell::RefCell;
 
 use crate::acl::{Acl, Incarnation};
 use crate::ids::Generation;
 use crate::path::{Components, PathRef};
+use crate::time::Instant;
 
+pub use change_log::ChangeLog;
 pub(crate) use children::{Children, digest, digest_bytes, listed_size, mix as mix_word};
 pub use flat::FlatMap;
 pub(crate) use index::{Digested, Index};
+pub use journaled::Journaled;
 pub use tree::Tree;
+
+/// What `store=` names: how nodes are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kind {
+    /// As a flat map, not as a tree.
+    pub is_flat: bool,
+    /// With a journal.
+    pub is_journaled: bool,
+}
+
+impl Kind {
+    /// Reads the word: `tree`, `flat`, `journal` (of a tree), `journal:tree` or `journal:flat`.
+    ///
+    /// # Errors
+    /// There is no such storage.
+    pub fn parse(word: &[u8]) -> Result<Self, &'static str> {
+        let (is_flat, is_journaled) = match word {
+            b"tree" => (false, false),
+            b"flat" => (true, false),
+            b"journal" | b"journal:tree" => (false, true),
+            b"journal:flat" => (true, true),
+            _ => return Err("it takes tree, flat, journal, journal:tree or journal:flat"),
+        };
+        Ok(Self {
+            is_flat,
+            is_journaled,
+        })
+    }
+}
 
 /// A way of keeping nodes. A clone is a snapshot, made in a few steps however many nodes there are.
 ///
@@ -107,6 +143,34 @@ pub trait Storage: Clone {
 
     /// Visits the children of a node, with their names, in no order that means anything.
     fn visit_children(&self, path: PathRef<'_>, each: impl FnMut(&str, &Acl));
+
+    /// These are the store's nodes now, with all that was changed. `is_alive` says which domains there are.
+    #[inline]
+    fn committed(&mut self, _now: Instant, _is_alive: &dyn Fn(Incarnation) -> bool) {}
+
+    /// What was changed so far is no news: it was read from a state stream.
+    #[inline]
+    fn forget(&mut self) {}
+
+    /// Where something was changed since these were the store's nodes, in order, and whether a node was removed, if that is kept.
+    #[inline]
+    fn visit_notes(&self, _each: &mut dyn FnMut(PathRef<'_>, bool)) {}
+
+    /// Notes again what another instance of the server had noted.
+    #[inline]
+    fn restore_note(&mut self, _path: PathRef<'_>, _is_removed: bool) {}
+
+    /// Bytes that are kept of what was changed since these were the store's nodes.
+    #[inline]
+    fn noted_bytes(&self) -> u64 {
+        0
+    }
+
+    /// The journal, if one is kept.
+    #[inline]
+    fn change_log(&self) -> Option<&RefCell<ChangeLog>> {
+        None
+    }
 }
 
 /// A node with all below it, as it was at some time.

@@ -21,7 +21,13 @@ pub(crate) struct Core<S: Storage> {
 
 impl<S: Storage> Core<S> {
     pub(crate) fn new() -> Self {
-        let settings = Settings::new(DomId::new(0), DomId::new(STORE));
+        Self::with(|_| {})
+    }
+
+    /// One that is set up otherwise.
+    pub(crate) fn with(otherwise: impl FnOnce(&mut Settings)) -> Self {
+        let mut settings = Settings::new(DomId::new(0), DomId::new(STORE));
+        otherwise(&mut settings);
         Self {
             machine: Machine::new(settings),
             partial: BTreeMap::new(),

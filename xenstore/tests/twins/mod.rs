@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 use crate::machine::Machine;
 use crate::message::Message;
 use crate::{
-    Attack, GUESTS, Request, Step, TOOLSTACK, attack, encode, encoded, pieces, run, step,
-    transactions,
+    Attack, GUESTS, PLACES, Request, Step, TOOLSTACK, attack, encode, encoded, nested, pieces, run,
+    step, transactions,
 };
 use proptest::prelude::*;
 use xenstore::state::{Format, HostLink, Records, Size};
-use xenstore::{ConnId, DomId, FlatMap, Instant, Quota, Server, Settings, Storage, Tree};
+use xenstore::{
+    ConnId, DomId, Features, FlatMap, Instant, Journaled, Quota, Server, Settings, Storage, Tree,
+};
 
 /// Between two things that a host does another instance may take over each so often.
 const EVERY: u32 = 7;
@@ -30,17 +32,26 @@ fn t_lu_01_nobody_can_tell_over_a_flat_map() {
 }
 
 #[test]
+fn t_lu_01_nobody_can_tell_with_transactions_inside_others() {
+    run(30, &nested(), |script| play::<Tree>(&script));
+    run(6, &nested(), |script| play::<FlatMap>(&script));
+    run(12, &nested(), |script| play::<Journaled<Tree>>(&script));
+}
+
+#[test]
 fn t_lu_01_nobody_can_tell_under_attack() {
     let attacks = prop::collection::vec(attack(), 1..40);
     run(20, &attacks, |attacks| siege::<Tree>(&attacks));
 }
 
+/// Small limits; transactions may be inside others.
 fn settings() -> Settings {
     let mut settings = Settings::new(DomId::new(TOOLSTACK), DomId::new(31));
+    settings.features = settings.features.with(Features::NESTED_TRANSACTIONS);
     let limits = [
         (Quota::Nodes, 6),
         (Quota::Watches, 4),
-        (Quota::Transactions, 2),
+        (Quota::Transactions, 3),
         (Quota::NodePermissions, 3),
     ];
     for (quota, limit) in limits {
@@ -54,7 +65,7 @@ struct Twins<S: Storage> {
     plain: Machine<S>,
     replaced: Machine<S>,
     /// The ids of the clients' transactions, by place.
-    places: [[u32; 2]; 4],
+    places: [[u32; PLACES]; 4],
     requests: u32,
 }
 
@@ -72,7 +83,7 @@ impl<S: Storage> Twins<S> {
         let mut twins = Self {
             plain: Machine::new(settings()),
             replaced,
-            places: [[77; 2]; 4],
+            places: [[77; PLACES]; 4],
             requests: 0,
         };
         twins
@@ -111,12 +122,10 @@ impl<S: Storage> Twins<S> {
                 let tx = tx.map_or(0, |at| self.places[usize::from(*who)][at]);
                 self.ask(*who, tx, request)?;
             }
-            Step::Start(who, at) => {
-                let bytes = self.ask(*who, 0, &Request::Start)?;
-                let text = String::from_utf8_lossy(bytes.get(16..).unwrap_or_default());
-                if let Ok(id) = text.trim_end_matches('\0').parse() {
-                    self.places[usize::from(*who)][*at] = id;
-                }
+            Step::Start(who, at) => self.start(*who, 0, *at)?,
+            Step::Inside(who, outer, at) => {
+                let outer = self.places[usize::from(*who)][*outer];
+                self.start(*who, outer, *at)?;
             }
             Step::ShutDown(domid) => self.both(|machine| machine.shut_down(&[*domid])),
             Step::Reborn(domid) => {
@@ -130,6 +139,15 @@ impl<S: Storage> Twins<S> {
         }
         if self.requests.is_multiple_of(8) {
             self.audit()?;
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, who: u16, outer: u32, at: usize) -> Result<(), String> {
+        let bytes = self.ask(who, outer, &Request::Start)?;
+        let text = String::from_utf8_lossy(bytes.get(16..).unwrap_or_default());
+        if let Ok(id) = text.trim_end_matches('\0').parse() {
+            self.places[usize::from(who)][at] = id;
         }
         Ok(())
     }
@@ -172,6 +190,8 @@ impl<S: Storage> Twins<S> {
             "memreport",
             "quota\x001",
             "counters\x001",
+            "journal",
+            "journal\0read\x000",
         ];
         for command in commands {
             self.send(TOOLSTACK, 0, 0, format!("{command}\0").into_bytes());

@@ -119,9 +119,15 @@ struct Import<'s, S: Storage> {
     growth: S::Growth,
     seen_specials: BTreeSet<&'static str>,
     nodes: u64,
-    /// The nodes with which the last transaction began.
+    /// The nodes with which the last transaction began that is inside of no other.
     base: Option<S>,
+    /// The transaction that the next one is inside of.
+    outer: Option<(ConnId, TxId)>,
+    /// The nodes with which the last transaction inside of each one began.
+    inner_bases: BTreeMap<(ConnId, TxId), S>,
     transaction: Option<(ConnId, TxId, Box<Transaction<S>>)>,
+    /// Where it has changed something, as its storage notes that.
+    notes: Vec<(&'s str, bool)>,
     wished: BTreeSet<Ticket>,
     /// The places of the counters, by name.
     counters: BTreeMap<String, usize>,
@@ -204,7 +210,10 @@ impl<'s, S: Storage> Import<'s, S> {
             seen_specials: BTreeSet::new(),
             nodes: 0,
             base: None,
+            outer: None,
+            inner_bases: BTreeMap::new(),
             transaction: None,
+            notes: Vec::new(),
             wished: BTreeSet::new(),
             counters: counters::places(),
             crash: None,
@@ -301,12 +310,13 @@ impl<'s, S: Storage> Import<'s, S> {
 impl<S: Storage> Import<'_, S> {
     fn finish(mut self) -> Result<Restored<S>, Damage> {
         self.flush()?;
-        if !self.has_root || self.transaction.is_some() {
+        if !self.has_root || self.transaction.is_some() || self.outer.is_some() {
             return Err(Damage::Reference);
         }
         if self.opened.len() != self.ids.len() {
             return Err(Damage::Reference);
         }
+        self.server.store.nodes.forget();
         self.resolve_targets();
         self.lose_transactions();
         self.resolve_lost();

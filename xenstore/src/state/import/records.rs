@@ -83,6 +83,25 @@ impl<'s, S: Storage> Import<'s, S> {
                 }
             }
             Own::Cut { .. } | Own::Set { .. } => self.step(own, PathRef::known(path)),
+            Own::Journal {
+                dropped_bytes,
+                dropped_lines,
+                commits,
+                text,
+            } => {
+                let text = core::str::from_utf8(text.0).map_err(|_| Damage::Text)?;
+                let log = self.server.store.nodes.change_log();
+                if let Some(mut log) = log.and_then(|log| log.try_borrow_mut().ok()) {
+                    log.restore([*dropped_bytes, *dropped_lines, *commits]);
+                    log.restore_text(text);
+                }
+                Ok(())
+            }
+            Own::Noted { path, is_removed } => {
+                self.notes.push((path, *is_removed));
+                Ok(())
+            }
+            Own::Inside { conn, transaction } => self.inside(*conn, *transaction),
             Own::Begin { .. } => self.begin(own),
             Own::End {} => self.end(),
             Own::Request { .. } | Own::Touched { .. } | Own::Charge { .. } | Own::Estate { .. } => {

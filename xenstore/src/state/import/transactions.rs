@@ -17,6 +17,38 @@ use crate::wire::{Errno, Kind};
 use super::Import;
 
 impl<'s, S: Storage> Import<'s, S> {
+    /// The next transaction is inside one that was read.
+    pub(super) fn inside(&mut self, conn: u32, transaction: u32) -> Result<(), Damage> {
+        let conn = self.conn(conn)?;
+        let id = TxId::new(transaction).ok_or(Damage::Field)?;
+        let connection = self.server.connections.get(conn);
+        let open = connection.and_then(|connection| connection.transactions.open.get(&id));
+        let outer = open.ok_or(Damage::Reference)?;
+        if self.transaction.is_some() || self.outer.replace((conn, id)).is_some() {
+            return Err(Damage::Reference);
+        }
+        self.inner_bases
+            .entry((conn, id))
+            .or_insert_with(|| outer.nodes.clone());
+        Ok(())
+    }
+
+    /// The nodes that the next transaction begins with, as far as they are known.
+    fn base(&mut self) -> &mut S {
+        let nodes = &self.server.store.nodes;
+        match self
+            .outer
+            .and_then(|outer| self.inner_bases.get_mut(&outer))
+        {
+            Some(base) => base,
+            None => self.base.get_or_insert_with(|| {
+                let mut nodes = nodes.clone();
+                nodes.forget();
+                nodes
+            }),
+        }
+    }
+
     pub(super) fn begin(&mut self, own: &Own<'s>) -> Result<(), Damage> {
         let &Own::Begin {
             conn,
@@ -37,15 +69,20 @@ impl<'s, S: Storage> Import<'s, S> {
         if self.transaction.is_some() || !self.opaque.remove(&(conn, id)) {
             return Err(Damage::Reference);
         }
-        let server = &self.server;
         let since = self.clock.moved(since);
-        let opening = server.history.opened_at(changes, number, since);
-        let nothing = S::new(server.domains.privileged());
-        let base = match is_given_up {
-            true => &nothing,
-            false => self.base.get_or_insert_with(|| server.store.nodes.clone()),
+        let opening = self.server.history.opened_at(changes, number, since);
+        let mut base = match is_given_up {
+            true => S::new(self.server.domains.privileged()),
+            false => self.base().clone(),
         };
-        let mut transaction = Transaction::start(base, &server.domains, opening, Box::default());
+        let outer = self.outer.take();
+        base.forget();
+        if outer.is_some_and(|(of, outer)| of != conn || outer == id) {
+            return Err(Damage::Reference);
+        }
+        let domains = &self.server.domains;
+        let mut transaction = Transaction::start(&base, domains, opening, Box::default());
+        transaction.parent = outer.map(|(_, outer)| outer);
         transaction.failed = has_failed;
         transaction.is_given_up = is_given_up;
         transaction.log.touched.overflowed = is_overflowed;
@@ -55,9 +92,10 @@ impl<'s, S: Storage> Import<'s, S> {
     }
 
     pub(super) fn end(&mut self) -> Result<(), Damage> {
-        let (conn, id, transaction) = self.transaction.take().ok_or(Damage::Reference)?;
+        let (conn, id, mut transaction) = self.transaction.take().ok_or(Damage::Reference)?;
         let connection = self.server.connections.get_mut(conn);
         let connection = connection.ok_or(Damage::Reference)?;
+        transaction.restore_notes(core::mem::take(&mut self.notes));
         connection.transactions.restore(id, transaction);
         Ok(())
     }
@@ -125,10 +163,9 @@ impl<'s, S: Storage> Import<'s, S> {
             } => Some(self.acl(*permissions, departed.0)?),
             _ => None,
         };
-        let server = &self.server;
         let nodes = match &mut self.transaction {
             Some((_, _, transaction)) => &mut transaction.nodes,
-            None => self.base.get_or_insert_with(|| server.store.nodes.clone()),
+            None => self.base(),
         };
         match (own, set) {
             (Own::Cut { .. }, _) => {

@@ -1,0 +1,208 @@
+//! A storage around another one that keeps a journal: every change that became the store's, in order.
+//!
+//! Each snapshot notes the paths that were changed in it. When a snapshot becomes the store's nodes ([`Storage::committed`]), what stands at
+//! these paths is written down; whatever was only tried is forgotten with the snapshot.
+
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::cell::RefCell;
+
+use super::change_log::{ChangeLog, Edit};
+use super::{Node, Seed, Storage};
+use crate::acl::{Acl, Incarnation};
+use crate::ids::Generation;
+use crate::path::{Components, Path, PathRef};
+use crate::time::Instant;
+
+/// Bytes that a note costs besides its path.
+const NOTE_BYTES: usize = 48;
+
+/// Nodes as `S` keeps them, and the journal of what is committed.
+#[derive(Clone)]
+pub struct Journaled<S> {
+    nodes: S,
+    /// What was changed since this was the store's, in order.
+    notes: Vec<Note>,
+    /// Bytes of these.
+    note_bytes: usize,
+    /// All snapshots have the same one.
+    log: Rc<RefCell<ChangeLog>>,
+}
+
+/// Where something was changed.
+#[derive(Clone, PartialEq, Eq)]
+enum Note {
+    /// A node was made, or is another one now.
+    Set(Path),
+    /// A node went, with all below it.
+    Removed(Path),
+}
+
+impl Note {
+    fn path(&self) -> PathRef<'_> {
+        match self {
+            Self::Set(path) | Self::Removed(path) => path.as_ref(),
+        }
+    }
+}
+
+impl<S> Journaled<S> {
+    fn note(&mut self, note: Note) {
+        if self.notes.last() != Some(&note) {
+            let bytes = NOTE_BYTES.saturating_add(note.path().as_str().len());
+            self.note_bytes = self.note_bytes.saturating_add(bytes);
+            self.notes.push(note);
+        }
+    }
+}
+
+impl<S: Storage> Storage for Journaled<S> {
+    type Child = S::Child;
+    type Branch = S::Branch;
+    type Growth = S::Growth;
+
+    fn new(owner: Incarnation) -> Self {
+        Self {
+            nodes: S::new(owner),
+            notes: Vec::new(),
+            note_bytes: 0,
+            log: Rc::default(),
+        }
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        self.nodes.is_same(&other.nodes)
+    }
+
+    fn get(&self, path: PathRef<'_>) -> Option<&Node<S::Child>> {
+        self.nodes.get(path)
+    }
+
+    fn nearest<'p>(&self, path: PathRef<'p>) -> (&Node<S::Child>, Components<'p>) {
+        self.nodes.nearest(path)
+    }
+
+    fn get_mut(&mut self, path: PathRef<'_>) -> Option<&mut Node<S::Child>> {
+        self.nodes.get(path)?;
+        self.note(Note::Set(path.to_path()));
+        self.nodes.get_mut(path)
+    }
+
+    fn add(&mut self, path: PathRef<'_>, seed: Seed) -> Option<Incarnation> {
+        let owner = self.nodes.add(path, seed)?;
+        self.note(Note::Set(path.to_path()));
+        Some(owner)
+    }
+
+    fn restore(&mut self, path: PathRef<'_>, seed: Seed) -> Option<Incarnation> {
+        let owner = self.nodes.restore(path, seed)?;
+        self.note(Note::Set(path.to_path()));
+        Some(owner)
+    }
+
+    /// It is no news what a state stream has: nothing is noted.
+    fn grow(
+        &mut self,
+        growth: &mut S::Growth,
+        path: PathRef<'_>,
+        seed: Seed,
+    ) -> Option<Incarnation> {
+        self.nodes.grow(growth, path, seed)
+    }
+
+    fn settle(&mut self, growth: &mut S::Growth) {
+        self.nodes.settle(growth);
+    }
+
+    fn add_all(
+        &mut self,
+        path: PathRef<'_>,
+        seeds: impl ExactSizeIterator<Item = Seed>,
+    ) -> Option<Incarnation> {
+        let levels = seeds.len();
+        let owner = self.nodes.add_all(path, seeds)?;
+        for made in (0..levels).rev().filter_map(|level| path.above(level)) {
+            self.note(Note::Set(made.to_path()));
+        }
+        Some(owner)
+    }
+
+    fn add_special(&mut self, name: PathRef<'_>, seed: Seed) {
+        self.nodes.add_special(name, seed);
+        self.note(Note::Set(name.to_path()));
+    }
+
+    fn remove(
+        &mut self,
+        path: PathRef<'_>,
+        generation: Generation,
+    ) -> Option<(S::Branch, Incarnation)> {
+        let removed = self.nodes.remove(path, generation)?;
+        self.note(Note::Removed(path.to_path()));
+        Some(removed)
+    }
+
+    fn branch(&self, path: PathRef<'_>) -> Option<S::Branch> {
+        self.nodes.branch(path)
+    }
+
+    fn shares(&self, other: &Self, path: PathRef<'_>) -> bool {
+        self.nodes.shares(&other.nodes, path)
+    }
+
+    fn walk(&self, top: PathRef<'_>, each: impl FnMut(PathRef<'_>, &Node<S::Child>)) {
+        self.nodes.walk(top, each);
+    }
+
+    fn visit_children(&self, path: PathRef<'_>, each: impl FnMut(&str, &Acl)) {
+        self.nodes.visit_children(path, each);
+    }
+
+    fn committed(&mut self, now: Instant, is_alive: &dyn Fn(Incarnation) -> bool) {
+        if self.notes.is_empty() {
+            return;
+        }
+        let edits = self.notes.iter().filter_map(|note| match note {
+            Note::Removed(path) => Some(Edit::Removed(path.as_ref())),
+            Note::Set(path) => {
+                let node = self.nodes.get(path.as_ref())?;
+                Some(Edit::Set {
+                    path: path.as_ref(),
+                    value: node.value.as_bytes(),
+                    permissions: node.acl.encode(is_alive),
+                })
+            }
+        });
+        if let Ok(mut log) = self.log.try_borrow_mut() {
+            log.append(now, edits);
+        }
+        self.forget();
+    }
+
+    fn forget(&mut self) {
+        self.notes.clear();
+        self.note_bytes = 0;
+    }
+
+    fn visit_notes(&self, each: &mut dyn FnMut(PathRef<'_>, bool)) {
+        for note in &self.notes {
+            each(note.path(), matches!(note, Note::Removed(_)));
+        }
+    }
+
+    fn restore_note(&mut self, path: PathRef<'_>, is_removed: bool) {
+        let path = path.to_path();
+        self.note(match is_removed {
+            true => Note::Removed(path),
+            false => Note::Set(path),
+        });
+    }
+
+    fn noted_bytes(&self) -> u64 {
+        u64::try_from(self.note_bytes).unwrap_or(u64::MAX)
+    }
+
+    fn change_log(&self) -> Option<&RefCell<ChangeLog>> {
+        Some(&self.log)
+    }
+}
