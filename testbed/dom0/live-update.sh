@@ -68,11 +68,11 @@ update_to() {
 last_pause() { tr -d '\r' <"$console-Xenstore.log" | sed -n 's/^.*\] ready; \(.*\)$/\1/p' | tail -n 1; }
 
 start_guests() {
-    for n in $(seq $guests); do
+    for n in $(seq "$guests"); do
         tiny "check$n" checks
         xl unpause "check$n"
     done
-    for n in $(seq $guests); do
+    for n in $(seq "$guests"); do
         eventually 60 has_checked "check$n"
     done
 }
@@ -84,10 +84,10 @@ rounds_of() { xenstore-read "/local/domain/$(recall "check$1")/data/checked" | s
 # Every guest makes progress, and has found nothing wrong.
 nothing_wrong() {
     total=0
-    for n in $(seq $guests); do
+    for n in $(seq "$guests"); do
         remember "rounds$n" "$(rounds_of "$n")"
     done
-    for n in $(seq $guests); do
+    for n in $(seq "$guests"); do
         eventually 50 has_gone_on "$n"
         checked=$(xenstore-read "/local/domain/$(recall "check$n")/data/checked")
         expect "check$n" 0 "$(echo "$checked" | sed 's/.*rounds, \(.*\) wrong/\1/')"
@@ -101,7 +101,7 @@ has_gone_on() { [ "$(rounds_of "$1")" -gt "$(recall "rounds$1")" ]; }
 
 refused_file() {
     echo "no image" >/run/testbed/no-image
-    ! xenstore-control live-update /run/testbed/no-image
+    refuse "" xenstore-control live-update /run/testbed/no-image
     expect "value" before "$(xenstore-read /testbed/key)"
 }
 
@@ -143,10 +143,10 @@ to_old_and_back() {
 
 # An old image gives transactions up: EAGAIN is no error of the store's then.
 nothing_wrong_but_transactions() {
-    for n in $(seq $guests); do
+    for n in $(seq "$guests"); do
         remember "rounds$n" "$(rounds_of "$n")"
     done
-    for n in $(seq $guests); do
+    for n in $(seq "$guests"); do
         eventually 50 has_gone_on "$n"
     done
 }
@@ -174,7 +174,7 @@ has_crashed() { [ "$(xenstore-read /tool/xenstored/crash/count 2>/dev/null || ec
 
 # As many nodes as so many domains may have; with the image, room for another and for the state, 8 MiB hold no more than about 14000.
 fill() {
-    for domain in $(seq $domains); do
+    for domain in $(seq "$domains"); do
         seq 1000 | sed "s|.*|/testbed/many/$domain/device/vbd/& value-&|" | xargs -n 400 xenstore-write
     done
     all_there
@@ -201,10 +201,10 @@ crash_of_all() {
 }
 
 end_guests() {
-    for n in $(seq $guests); do
+    for n in $(seq "$guests"); do
         xl destroy "check$n"
     done
-    for n in $(seq $guests); do
+    for n in $(seq "$guests"); do
         nothing_left "check$n"
     done
 }
