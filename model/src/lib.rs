@@ -157,8 +157,11 @@ pub struct Left<'a> {
     pub did_answer: bool,
     /// The connection of the client goes on, which hears of an error if it has no reply; otherwise it is stopped.
     pub is_kept: bool,
-    /// The transactions that are open still, if it goes on. The one that the request was in is given up.
+    /// The transactions that are open still, if it goes on.
     pub open: &'a [u32],
+    /// Those of them that are given up: the one that the request was in, the one that this was about to be merged into, and all inside
+    /// them; no others.
+    pub given_up: &'a [u32],
 }
 
 /// An error's name.

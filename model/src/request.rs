@@ -57,6 +57,7 @@ impl Model {
             self.cause = None;
             return self.stopped(who);
         }
+        let outer = self.outer_of(who, request.tx_id);
         let reply = if left.did_answer { reply } else { Err("EIO") };
         let fresh = self.finish(who, request, reply);
         self.cause = None;
@@ -65,9 +66,30 @@ impl Model {
         }
         if let Some(client) = self.clients.get_mut(&who) {
             client.transactions.retain(|id, _| left.open.contains(id));
-            if let Some(transaction) = client.transactions.get_mut(&request.tx_id) {
+        }
+        for id in left.given_up.iter().copied() {
+            self.broken(who, id, [Some(request.tx_id), outer]);
+        }
+    }
+
+    /// The transaction around another one.
+    fn outer_of(&self, who: u16, id: u32) -> Option<u32> {
+        self.clients.get(&who)?.transactions.get(&id)?.outer
+    }
+
+    /// A crash broke a transaction: one of the `guilty`, or one inside them.
+    fn broken(&mut self, who: u16, id: u32, guilty: [Option<u32>; 2]) {
+        let mut around = std::iter::successors(Some(id), |inner| self.outer_of(who, *inner));
+        let is_guilty = around.any(|id| guilty.contains(&Some(id)));
+        let client = self.clients.get_mut(&who);
+        let transaction = client.and_then(|client| client.transactions.get_mut(&id));
+        match transaction {
+            Some(transaction) if is_guilty || transaction.is_given_up => {
                 transaction.is_given_up = true;
             }
+            _ => self.fault(format!(
+                "d{who}: a crash gave up transaction {id}, which it was not in"
+            )),
         }
     }
 

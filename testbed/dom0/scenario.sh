@@ -73,7 +73,7 @@ bad_boot_steps() {
     step 30 "booted without --event: says so and crashes" bad_boot "--event" 8 ""
     step 30 "booted with an absurd --event: says so and crashes" bad_boot "--event" 8 "--event 99999999999"
     step 30 "booted where nobody granted it a ring: says so and crashes" bad_boot "cannot map the ring" 8 "--event 3"
-    step 30 "booted with too little memory: says so and crashes" bad_boot "memory" 2 "--event 3"
+    step 30 "booted with too little memory: says so and crashes" bad_boot "memory" 4 "--event 3"
 }
 
 store_listed() {

@@ -55,6 +55,17 @@ impl<S: Storage> Server<S> {
         open.into_iter().flatten().map(|id| id.get()).collect()
     }
 
+    /// Those of them that are given up: only their end is left.
+    pub fn given_up_transactions(&self, conn: ConnId) -> Vec<u32> {
+        let connection = self.connections.get(conn);
+        let open = connection.map(|connection| connection.transactions.open.iter());
+        open.into_iter()
+            .flatten()
+            .filter(|(_, transaction)| transaction.is_given_up)
+            .map(|(id, _)| id.get())
+            .collect()
+    }
+
     fn audit_watches(&self, conn: ConnId, connection: &Connection<S>) -> Result<(), String> {
         let (count, bytes) = self.watches.of_connection(conn);
         if (connection.watches, connection.watch_bytes) != (count, bytes) {

@@ -316,6 +316,12 @@ impl<S: Storage> Server<S> {
             self.telling = Telling::default();
         }
         Rc::make_mut(&mut self.effects).clear();
+        if let Some(AtWork { conn, header, .. }) = self.at_work
+            && let Some(connection) = self.connections.get_mut(conn)
+        {
+            let id = header.map(|header| header.tx_id);
+            connection.transactions.end_inside_broken(id);
+        }
         if let Some(ending) = self.ending {
             self.telling.begin_again();
             self.go_on_burying();

@@ -174,6 +174,17 @@ impl<S: Storage> Transactions<S> {
         }
     }
 
+    /// Drops those inside one that a crash came in the way of: it had ended, was at work, or was half changed.
+    pub(crate) fn end_inside_broken(&mut self, at_work: Option<u32>) {
+        let parents: Vec<TxId> = self.nested.iter().map(|(parent, _)| *parent).collect();
+        for parent in parents {
+            let is_whole = self.open.get(&parent).is_some_and(|own| !own.is_torn);
+            if !is_whole || at_work == Some(parent.get()) {
+                self.end_inside(parent);
+            }
+        }
+    }
+
     pub(crate) fn clear(&mut self) {
         self.open.clear();
         self.nested.clear();

@@ -100,12 +100,15 @@ impl Swarm {
             0
         };
         let few = 2 + u16::try_from(random.below(9)).unwrap_or_default();
+        let crashes = if later.chance(300) {
+            later.below(60)
+        } else {
+            0
+        };
+        let nested = random.chance(400);
         Self {
-            crashes: if later.chance(300) {
-                later.below(60)
-            } else {
-                0
-            },
+            // What is left of transactions inside others is no more than given up, which the model does not know exactly.
+            crashes: if nested { 0 } else { crashes },
             made,
             wide: later.chance(100),
             tight: memory && later.chance(500),
@@ -127,7 +130,7 @@ impl Swarm {
             lost_deaths: random.chance(300),
             memory,
             clock,
-            nested: random.chance(400),
+            nested,
             extensions: Extensions::new(random, memory),
             renewals: if random.chance(600) {
                 random.below(20) / if made > 0 { 10 } else { 1 }

@@ -36,7 +36,7 @@ const LOOKS_A_TURN: u64 = 8 * (1 + 32 + 16);
 /// What a turn may cost at most: the last request of a round may cost more than is foreseen.
 const COST_A_TURN: u64 = 8 * (64 + 4096);
 /// Turns until everything that is owed has been done, once no more faults come.
-const TURNS_TO_REST: u32 = 4000;
+const TURNS_TO_REST: u32 = 12_000;
 /// Turns in which those who act together do the same.
 const TURNS_A_PHASE: u64 = 100;
 /// Domains that the toolstack makes at the start of a large host before it waits for answers.
@@ -827,11 +827,13 @@ impl World {
             self.dispatcher.break_off(blamed.domid);
         }
         let open = self.dispatcher.server().open_transactions(blamed.conn);
+        let given_up = self.dispatcher.server().given_up_transactions(blamed.conn);
         self.crashed(&Left {
             did_change,
             did_answer,
             is_kept: blamed.is_kept,
             open: &open,
+            given_up: &given_up,
         })?;
         self.dispatcher.server().audit()
     }

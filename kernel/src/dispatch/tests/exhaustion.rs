@@ -19,7 +19,7 @@ const FREE_KIB: [u64; 16] = [
 const RESERVE_KIB: u64 = 768;
 /// So much that nobody is refused anything.
 const PLENTY_KIB: u64 = 3000;
-/// Sizes of what fills the heap, the rest of it with small pieces.
+/// Sizes of what fills the heap, the rest of it with smaller pieces, for there need not be room for a large one.
 const BALLAST: [usize; 4] = [20_000, 6000, 1000, 48];
 
 /// What fills the heap.
@@ -42,7 +42,7 @@ impl<'a> Ballast<'a> {
         let wanted = free_kib << 10;
         while free() < wanted && self.taken.pop().is_some() {}
         for size in BALLAST {
-            while free() > wanted + size as u64 + 1000 {
+            while free() > wanted + 16 * size as u64 + 1000 {
                 let piece = self.host.take_memory(|| Vec::with_capacity(size));
                 self.taken.push(piece);
                 assert_eq!(self.host.refused_memory(), 0, "for ballast");
