@@ -16,7 +16,7 @@ readonly old=/testbed/ferrostore-old-stream.elf
 readonly guests=8
 rounds=$(cat /testbed/rounds)
 # Crashes of both kinds: in a request, which costs its connection or, of the toolstack, gets EIO; and elsewhere.
-readonly domains=12
+readonly domains=10
 readonly crashes="panic ud2 readonly stack memory allocator loop"
 
 main() {
