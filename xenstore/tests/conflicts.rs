@@ -10,11 +10,13 @@ mod machine;
 #[expect(dead_code, reason = "other tests need more of it")]
 #[path = "transcript/message.rs"]
 mod message;
+mod request;
 
 use std::collections::BTreeMap;
 
 use machine::Machine;
-use message::{ERROR, Message, kind};
+use message::{ERROR, Message};
+use request::request;
 use xenstore::{DomId, Settings, Tree};
 
 /// The toolstack, and the guest that writes.
@@ -250,13 +252,7 @@ impl Scene {
     }
 
     fn post(&mut self, who: u16, what: &str, tx_id: u32, payload: &str) {
-        let message = Message {
-            kind: kind(what).unwrap(),
-            req_id: 1,
-            tx_id,
-            payload: payload.as_bytes().to_vec(),
-        };
-        assert!(self.machine.send(who, &message.encode()));
+        assert!(self.machine.send(who, &request(what, tx_id, payload)));
     }
 
     /// Takes what came; gives the last message to each.

@@ -9,12 +9,14 @@ mod machine;
 #[expect(dead_code, reason = "other tests need more of it")]
 #[path = "transcript/message.rs"]
 mod message;
+mod request;
 
 use std::cell::RefCell;
 use std::rc::Rc;
 
 use machine::Machine;
-use message::{Message, kind};
+use message::Message;
+use request::request;
 use xenstore::layer::{self, Call, Done, Gate, Layer, View};
 use xenstore::policy;
 use xenstore::state::{Damage, Format, HostLink};
@@ -41,25 +43,13 @@ fn machine(settings: Settings) -> Machine<Tree> {
 
 impl Machine<Tree> {
     fn post(&mut self, who: u16, what: &str, payload: &str) {
-        let message = Message {
-            kind: kind(what).unwrap(),
-            req_id: 1,
-            tx_id: 0,
-            payload: payload.as_bytes().to_vec(),
-        };
-        assert!(self.send(who, &message.encode()));
+        assert!(self.send(who, &request(what, 0, payload)));
     }
 
     /// Lets the store run a request, and nobody else do anything.
     fn hand(&mut self, who: u16, what: &str, payload: &str) {
-        let message = Message {
-            kind: kind(what).unwrap(),
-            req_id: 1,
-            tx_id: 0,
-            payload: payload.as_bytes().to_vec(),
-        };
         let conn = self.links.get(&who).unwrap().conn;
-        let bytes = message.encode();
+        let bytes = request(what, 0, payload);
         let taken = self.server.handle_bytes(conn, &bytes);
         assert_eq!(taken, Ok(bytes.len()));
         self.server.run(self.now, 100);

@@ -9,9 +9,11 @@ mod machine;
 #[expect(dead_code, reason = "other tests need more of it")]
 #[path = "transcript/message.rs"]
 mod message;
+mod request;
 
 use machine::Machine;
-use message::{ERROR, Message, kind};
+use message::{ERROR, Message};
+use request::request;
 use xenstore::{DomId, Instant, Settings, Tree};
 
 const TOOLSTACK: u16 = 0;
@@ -37,13 +39,7 @@ impl Machine<Tree> {
     }
 
     fn post(&mut self, who: u16, what: &str, payload: &str) {
-        let message = Message {
-            kind: kind(what).unwrap(),
-            req_id: 1,
-            tx_id: 0,
-            payload: payload.as_bytes().to_vec(),
-        };
-        assert!(self.send(who, &message.encode()));
+        assert!(self.send(who, &request(what, 0, payload)));
     }
 
     fn messages(&mut self, who: u16) -> Vec<Message> {
@@ -81,13 +77,7 @@ fn a_request_that_waited_for_room_for_its_reply_runs_when_the_client_reads() {
     let mut machine = machine();
     let server = &mut machine.server;
     let conn = server.open_socket();
-    let request = Message {
-        kind: kind("READ").unwrap(),
-        req_id: 1,
-        tx_id: 0,
-        payload: b"/nope\0".to_vec(),
-    };
-    let request = request.encode();
+    let request = request("READ", 0, "/nope\0");
     let mut sent = 0;
     // The last one is taken and has to wait.
     while server.takes_bytes(conn) {
