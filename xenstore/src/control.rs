@@ -9,6 +9,7 @@ use crate::connection::Connection;
 use crate::counters::Counters;
 use crate::database::Refusal;
 use crate::domain::Domain;
+use crate::extension;
 use crate::ids::{ConnId, DomId};
 use crate::layer;
 use crate::lifecycle::parse_domid;
@@ -173,7 +174,7 @@ fn layer<S: Storage>(
 ) -> Result<String, Errno> {
     match parameters {
         [] | [b"list"] => Ok(server.layers.report()),
-        [b"help"] => Ok(layer::help()),
+        [b"help"] => Ok(extension::help(layer::SORTS)),
         [b"add", word] => {
             server.add_layer_word(word).map_err(|error| {
                 log::warn!("layer {error}");
@@ -244,7 +245,7 @@ fn policy<S: Storage>(
 ) -> Result<String, Errno> {
     match parameters {
         [] | [b"list"] => Ok(server.policies.report()),
-        [b"help"] => Ok(policy::help()),
+        [b"help"] => Ok(extension::help(policy::SORTS)),
         [b"set", list] => {
             server.set_policies(list).map_err(|error| {
                 log::warn!("policy {error}; nothing has changed");

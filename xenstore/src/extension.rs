@@ -1,5 +1,6 @@
 //! What policies and layers have in common: how they see nodes, where they keep what must last, and the words that name them.
 
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -93,6 +94,23 @@ impl fmt::Display for WordError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.word, self.why)
     }
+}
+
+/// A policy or layer that can be had.
+pub(crate) struct Sort<T: ?Sized> {
+    pub(crate) name: &'static str,
+    pub(crate) parameters: &'static str,
+    pub(crate) help: &'static str,
+    pub(crate) make: fn(&Item<'_>) -> Result<Box<T>, Why>,
+}
+
+/// What each of them is for, a line each.
+pub(crate) fn help<T: ?Sized>(sorts: &[Sort<T>]) -> String {
+    let line = |sort: &Sort<T>| {
+        let colon = if sort.parameters.is_empty() { "" } else { ":" };
+        format!("{}{colon}{}: {}\n", sort.name, sort.parameters, sort.help)
+    };
+    sorts.iter().map(line).collect()
 }
 
 /// What is wrong with a word.

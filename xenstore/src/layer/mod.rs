@@ -16,7 +16,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use crate::extension::{Item, LIST_MAX, Why, items};
+use crate::extension::{Item, LIST_MAX, Sort, items};
 pub use crate::extension::{View, WordError};
 use crate::ids::{ConnId, DomId};
 use crate::time::Instant;
@@ -168,16 +168,8 @@ impl Choice {
     }
 }
 
-/// One that can be had.
-pub(crate) struct Sort {
-    pub(crate) name: &'static str,
-    pub(crate) parameters: &'static str,
-    pub(crate) help: &'static str,
-    make: fn(&Item<'_>) -> Result<Box<dyn Layer>, Why>,
-}
-
 /// All of them.
-pub(crate) const SORTS: &[Sort] = &[
+pub(crate) const SORTS: &[Sort<dyn Layer>] = &[
     Sort {
         name: "delay",
         parameters: "TIME | [KIND=TIME,...][,who=WHO]",
@@ -209,22 +201,6 @@ pub(crate) const SORTS: &[Sort] = &[
         make: trace::Trace::make,
     },
 ];
-
-/// What each is for, a line each.
-pub(crate) fn help() -> String {
-    let line = |sort: &Sort| format!("{}{}: {}\n", sort.name, sort.shown_parameters(), sort.help);
-    SORTS.iter().map(line).collect()
-}
-
-impl Sort {
-    /// The parameters behind their colon.
-    pub(crate) fn shown_parameters(&self) -> String {
-        match self.parameters {
-            "" => String::new(),
-            parameters => format!(":{parameters}"),
-        }
-    }
-}
 
 /// The layers, the outermost first.
 #[derive(Default)]

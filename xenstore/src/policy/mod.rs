@@ -18,8 +18,8 @@ use core::mem;
 use crate::acl::{Acl, Right, Subject};
 use crate::counters::Counters;
 use crate::domain::Domains;
-use crate::extension::{Item, LIST_MAX, Why, items};
 pub use crate::extension::{Keep, View, WordError};
+use crate::extension::{LIST_MAX, Sort, items};
 use crate::ids::DomId;
 use crate::path::{Path, PathRef};
 use crate::time::Instant;
@@ -258,16 +258,8 @@ impl Choice {
     }
 }
 
-/// One that can be had.
-pub(crate) struct Sort {
-    pub(crate) name: &'static str,
-    pub(crate) parameters: &'static str,
-    pub(crate) help: &'static str,
-    make: fn(&Item<'_>) -> Result<Box<dyn Policy>, Why>,
-}
-
 /// All of them.
-pub(crate) const SORTS: &[Sort] = &[
+pub(crate) const SORTS: &[Sort<dyn Policy>] = &[
     Sort {
         name: LEGACY,
         parameters: "",
@@ -293,15 +285,6 @@ pub(crate) const SORTS: &[Sort] = &[
         make: lease::Lease::make,
     },
 ];
-
-/// What each is for, a line each.
-pub(crate) fn help() -> String {
-    let line = |sort: &Sort| {
-        let colon = if sort.parameters.is_empty() { "" } else { ":" };
-        format!("{}{colon}{}: {}\n", sort.name, sort.parameters, sort.help)
-    };
-    SORTS.iter().map(line).collect()
-}
 
 /// The policies behind `legacy`.
 #[derive(Default)]
