@@ -2,11 +2,13 @@
 
 use xenstore::wire::{HEADER_SIZE, Header, Kind};
 use xenstore::{
-    Action, ConnId, DomId, Identity, Instant, Outcome, Progress, ReqId, Server, Settings, UniqueId,
+    Action, ConnId, DomId, Identity, Instant, Nesting, Outcome, Progress, ReqId, Server, Settings,
+    UniqueId,
 };
 
 /// The store and its connections, by domid.
 pub(crate) struct Store {
+    pub(crate) settings: Settings,
     pub(crate) server: Server,
     pub(crate) conns: Vec<ConnId>,
 }
@@ -14,8 +16,20 @@ pub(crate) struct Store {
 impl Store {
     /// A store with domain 0 and so many guests, each with a home of its own.
     pub(crate) fn new(guests: u16) -> Self {
+        Self::with_settings(guests, Settings::new(DomId::new(0), DomId::new(31)))
+    }
+
+    /// As [`Store::new`], where transactions may be inside others.
+    pub(crate) fn nesting(guests: u16) -> Self {
+        let mut settings = Settings::new(DomId::new(0), DomId::new(31));
+        (settings.features, settings.grantable) = Nesting::Nested.features();
+        Self::with_settings(guests, settings)
+    }
+
+    fn with_settings(guests: u16, settings: Settings) -> Self {
         let mut store = Self {
-            server: Server::new(Settings::new(DomId::new(0), DomId::new(31))),
+            server: Server::new(settings.clone()),
+            settings,
             conns: Vec::new(),
         };
         for domain in 0..=guests {
@@ -106,7 +120,11 @@ impl Store {
     }
 
     pub(crate) fn begin(&mut self, domain: u16) -> u32 {
-        let id = self.ask(domain, Kind::TransactionStart, 0, b"\0");
+        self.begin_inside(domain, 0)
+    }
+
+    pub(crate) fn begin_inside(&mut self, domain: u16, outer: u32) -> u32 {
+        let id = self.ask(domain, Kind::TransactionStart, outer, b"\0");
         let digits = String::from_utf8(id).unwrap();
         digits.trim_end_matches('\0').parse().unwrap()
     }

@@ -117,10 +117,10 @@ impl ChangeLog {
         Some((start, bytes.map(|byte| char::from(*byte)).collect()))
     }
 
-    /// All of it, for another instance of the server: what was dropped and committed, and the text in two pieces.
-    pub(crate) fn all(&self) -> ([u64; 3], (&[u8], &[u8])) {
+    /// All of it, for another instance of the server: what was dropped and committed, and the text.
+    pub(crate) fn all(&mut self) -> ([u64; 3], &[u8]) {
         let counts = [self.dropped_bytes, self.dropped_lines, self.commits];
-        (counts, self.bytes.as_slices())
+        (counts, self.bytes.make_contiguous())
     }
 
     /// Goes on where another instance of the server was.
