@@ -197,7 +197,10 @@ impl<X: Xen, S: Storage> Dispatcher<X, S> {
 
     /// The update that is to be made now, once.
     pub fn poll_update(&mut self) -> Option<UpdatePlan> {
-        self.server.poll_update(&Ports(&self.links))
+        let plan = self.server.poll_update(&Ports(&self.links))?;
+        // The image is checked and copied, and the state is written.
+        self.xen.begin_long_work();
+        Some(plan)
     }
 
     /// Serves until nothing is left to do or the turn is over; in the second case there should be another turn at once.
@@ -291,6 +294,7 @@ impl<X: Xen, S: Storage> Dispatcher<X, S> {
 
     fn round(&mut self, other: &mut dyn FnMut(ConnId)) -> Progress {
         let now = self.xen.now();
+        self.xen.begin_work(now);
         self.last_now = now;
         self.tick(now);
         self.collect();

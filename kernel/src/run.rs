@@ -84,7 +84,7 @@ fn go_on<S: Storage + 'static>(ground: Ground, config: &Config, handover: &Hando
     handover.accept();
 
     let began = handover.began();
-    tell(&mut restored.server, handover, ground.now());
+    tell(&mut restored, handover, ground.now());
     let machine = Machine::again(ground).unwrap_or_else(|error| crash(error));
     let mut dispatcher = Dispatcher::go_on(machine, restored, privileged, config, &pages);
     let pause = dispatcher.now().since(began);
@@ -125,12 +125,15 @@ fn cannot_accept<S: Storage>(restored: &Restored<S>) -> Option<String> {
 }
 
 /// Tells the store what became of the start before.
-fn tell<S: Storage>(server: &mut Server<S>, handover: &Handover, now: Instant) {
+fn tell<S: Storage>(restored: &mut Restored<S>, handover: &Handover, now: Instant) {
+    let server = &mut restored.server;
     match handover.stage() {
         Stage::Running | Stage::Trial => server.update_done(),
         Stage::CameBack => server.update_failed(&handover.reason()),
         Stage::Crashed => {
-            let reason = handover.reason();
+            let blamed = restored.crash.and_then(|crash| crash.blamed);
+            let work = blamed.map(|blamed| format!("{blamed}: "));
+            let reason = work.unwrap_or_default() + &handover.reason();
             warn!("restarted after crash {}: {reason}", handover.crashes());
             server.report_crash(now, &reason);
             server.update_failed("The instance crashed and was restarted.");

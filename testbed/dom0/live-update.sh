@@ -17,7 +17,7 @@ readonly guests=8
 rounds=$(cat /testbed/rounds)
 # Crashes of both kinds: in a request, which costs its connection or, of the toolstack, gets EIO; and elsewhere.
 readonly domains=10
-readonly crashes="panic ud2 readonly stack memory allocator loop"
+readonly crashes="panic ud2 readonly stack memory allocator hang loop loop-hang"
 
 main() {
     report "up"
@@ -167,7 +167,7 @@ crashed() {
     eventually 30 has_crashed "$before"
     expect "value" before "$(xenstore-read /testbed/key)"
     xl list >/dev/null
-    echo "note: $(xenstore-read /tool/xenstored/crash/last | head -c 70)"
+    echo "note: $(xenstore-read /tool/xenstored/crash/last | head -c 120)"
 }
 
 has_crashed() { [ "$(xenstore-read /tool/xenstored/crash/count 2>/dev/null || echo 0)" -gt "$1" ]; }

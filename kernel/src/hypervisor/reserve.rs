@@ -38,8 +38,8 @@ const MEMORY_FOR_EVENT_PAGE: u64 = 2 << 20;
 const EVENT_PAGES_MIN: u64 = 4;
 const EVENT_PAGES_MAX: u64 = 128;
 
-/// The interrupt of the timer that ends a trial.
-pub(super) const TRIAL_TIMER_VECTOR: u8 = 33;
+/// The interrupt of the timer that ends a trial, or work that does not end.
+pub(super) const TIMER_VECTOR: u8 = 33;
 const VECTORS: usize = 34;
 
 /// Where its parts are.
