@@ -353,7 +353,8 @@ fn a_report_is_shorter_where_only_the_reserve_is_left() {
     scene.server.report_crash(Instant(5), &text);
     let mut read = |path: &[u8]| scene.ask(toolstack, Kind::Read, 0, path);
     assert_eq!(read(b"/tool/xenstored/crash/count\0"), "1");
-    assert_eq!(read(b"/tool/xenstored/crash/last\0"), text[..256]);
+    let last = read(b"/tool/xenstored/crash/last\0");
+    assert!(text.starts_with(&last) && last.len() == 256, "{last}");
 }
 
 /// A sink that has room for so many bytes.

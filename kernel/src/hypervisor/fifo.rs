@@ -147,7 +147,7 @@ impl Queues {
 
     /// Whether there is a port to be taken.
     pub(super) fn is_pending(&self) -> bool {
-        self.has_more() || self.news() != 0
+        self.has_more() || self.has_news()
     }
 
     /// Lets Xen raise the upcall for what becomes pending from here on.
@@ -160,6 +160,12 @@ impl Queues {
         self.control.ready.swap(ALL_QUEUES, Ordering::SeqCst);
     }
 
+    /// Whether Xen began a queue anew.
+    fn has_news(&self) -> bool {
+        let heads = self.control.heads.iter();
+        heads.fold(0, |all, named| all | named.load(Ordering::SeqCst)) != 0
+    }
+
     /// Bit n: Xen began queue n anew.
     fn news(&self) -> u32 {
         let heads = self.control.heads.iter().zip(0..);
@@ -170,9 +176,8 @@ impl Queues {
 
     /// Takes pending ports that are not masked, those of the highest priority first, clearing each before anyone looks at a ring.
     pub(super) fn collect(&self, ports: &mut PendingPorts) {
-        let news = self.news();
-        if news != 0 {
-            self.heads.ready.fetch_or(news, Ordering::Relaxed);
+        if self.has_news() {
+            self.heads.ready.fetch_or(self.news(), Ordering::Relaxed);
         }
         if !self.has_more() {
             return;
