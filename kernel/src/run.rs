@@ -70,8 +70,12 @@ pub fn run_again(handover: Handover) -> ! {
 fn go_on<S: Storage + 'static>(ground: Ground, config: &Config, handover: &Handover) -> ! {
     let privileged = config.privileged.unwrap_or(ground.privileged_domain());
     let settings = settings(config, privileged, ground.own_domain());
-    let mut restored = Server::<S>::import(handover.stream(), settings, ground.now())
-        .unwrap_or_else(|error| crash(error));
+    #[cfg(feature = "inject")]
+    let stream = crate::hypervisor::inject::at_import(handover);
+    #[cfg(not(feature = "inject"))]
+    let stream = handover.stream();
+    let mut restored =
+        Server::<S>::import(stream, settings, ground.now()).unwrap_or_else(|error| crash(error));
     if handover.stage() == Stage::Trial
         && let Some(why) = cannot_accept(&restored)
     {
@@ -87,7 +91,7 @@ fn go_on<S: Storage + 'static>(ground: Ground, config: &Config, handover: &Hando
     let pause = dispatcher.now().since(began);
     info!(
         "ready; {} bytes of state taken over, {} us after the last request",
-        handover.stream().len(),
+        stream.len(),
         pause.as_micros()
     );
     serve(dispatcher)
