@@ -314,7 +314,7 @@ impl Reserve {
                 _ => offsets.timer,
             };
             let address = code.saturating_add(handler);
-            // The upcall may come twice, so that it must not get a stack of its own (`upcall.rs`).
+            // The upcall returns, and may come twice: on a stack of its own the second would overwrite where the first returns to.
             let stack = u8::from(vector != usize::from(UPCALL_VECTOR));
             let [first, second] = Gate::to(address, 8, stack).words();
             let at = GATES_AT.saturating_add(number.saturating_mul(16));
