@@ -34,7 +34,7 @@ main() {
     step 40 "one that cannot read the stream" gives_way stream "refused"
     step 40 "and one that has not enough memory for it" gives_way memory "refused"
     step 60 "an update is given up by -a" aborted
-    step 60 "an image that reads version 1 only: what it cannot carry is told, and it takes over if forced" to_old_and_back
+    step 150 "an image that reads version 1 only: what it cannot carry is told, and it takes over if forced" to_old_and_back
     start_dom0_load
     step $((60 + rounds * 30)) "$rounds updates in a row under load, to another image and back" many_updates
     step 60 "nothing was lost, doubled or out of order" nothing_wrong
