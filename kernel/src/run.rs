@@ -8,9 +8,7 @@ use alloc::string::String;
 
 use log::{info, warn};
 use xenstore::state::{Format, Restored};
-use xenstore::{DomId, Instant, Progress, Server, Settings, Storage, Tree, UpdatePlan};
-#[cfg(feature = "storages")]
-use xenstore::{FlatMap, Journaled, StorageKind};
+use xenstore::{DomId, Instant, Progress, Server, Settings, UpdatePlan};
 
 use crate::boot_info::BootInfo;
 use crate::config::Config;
@@ -28,20 +26,12 @@ pub fn run(boot: BootInfo) -> ! {
     let config = Config::parse(boot.command_line.as_bytes()).unwrap_or_else(|error| crash(error));
     apply(&config);
     let machine = Machine::start(ground, config.event_abi).unwrap_or_else(|error| crash(error));
-    #[cfg(feature = "storages")]
-    match config.storage {
-        StorageKind { is_flat: true, .. } => start::<FlatMap>(machine, &config),
-        StorageKind {
-            is_journaled: true, ..
-        } => start::<Journaled<Tree>>(machine, &config),
-        _ => {}
-    }
-    start::<Tree>(machine, &config)
+    start(machine, &config)
 }
 
-fn start<S: Storage + 'static>(machine: Machine, config: &Config) -> ! {
+fn start(machine: Machine, config: &Config) -> ! {
     let privileged = config.privileged.unwrap_or(machine.privileged_domain());
-    let server = Server::<S>::with_storage(settings(config, privileged, machine.own_domain()));
+    let server = Server::new(settings(config, privileged, machine.own_domain()));
     let dispatcher =
         Dispatcher::start(machine, server, privileged, config).unwrap_or_else(|error| crash(error));
     info!("ready");
@@ -59,21 +49,13 @@ pub fn run_again(handover: Handover) -> ! {
     let config = Config::parse_again(handover.command_line().as_ref().as_bytes())
         .unwrap_or_else(|error| crash(error));
     apply(&config);
-    #[cfg(feature = "storages")]
-    match config.storage {
-        StorageKind { is_flat: true, .. } => go_on::<FlatMap>(ground, &config, &handover),
-        StorageKind {
-            is_journaled: true, ..
-        } => go_on::<Journaled<Tree>>(ground, &config, &handover),
-        _ => {}
-    }
-    go_on::<Tree>(ground, &config, &handover)
+    go_on(ground, &config, &handover)
 }
 
-fn go_on<S: Storage + 'static>(ground: Ground, config: &Config, handover: &Handover) -> ! {
+fn go_on(ground: Ground, config: &Config, handover: &Handover) -> ! {
     let privileged = config.privileged.unwrap_or(ground.privileged_domain());
     let settings = settings(config, privileged, ground.own_domain());
-    let mut restored = Server::<S>::import(handover.stream(), settings, ground.now())
+    let mut restored = Server::import(handover.stream(), settings, ground.now())
         .unwrap_or_else(|error| crash(error));
     if handover.stage() == Stage::Trial
         && let Some(why) = cannot_accept(&restored)
@@ -109,6 +91,7 @@ fn settings(config: &Config, privileged: DomId, own_domid: DomId) -> Settings {
         features,
         grantable,
         quotas: config.quotas.clone(),
+        storage: config.storage,
         event_timeout: config.event_timeout,
         policies: config.policies.clone(),
         layers: config.layers.clone(),
@@ -119,13 +102,13 @@ fn settings(config: &Config, privileged: DomId, own_domid: DomId) -> Settings {
 }
 
 /// What an image that reads old streams only does not take.
-fn cannot_accept<S: Storage>(restored: &Restored<S>) -> Option<String> {
+fn cannot_accept(restored: &Restored) -> Option<String> {
     let is_old = cfg!(feature = "old-stream") && (restored.is_own || restored.version > 1);
     is_old.then(|| format!("a stream of version {} is too new", restored.version))
 }
 
 /// Tells the store what became of the start before.
-fn tell<S: Storage>(server: &mut Server<S>, handover: &Handover, now: Instant) {
+fn tell(server: &mut Server, handover: &Handover, now: Instant) {
     match handover.stage() {
         Stage::Running | Stage::Trial => server.update_done(),
         Stage::CameBack => server.update_failed(&handover.reason()),
@@ -138,7 +121,7 @@ fn tell<S: Storage>(server: &mut Server<S>, handover: &Handover, now: Instant) {
     }
 }
 
-fn serve<S: Storage + 'static>(mut dispatcher: Dispatcher<Machine, S>) -> ! {
+fn serve(mut dispatcher: Dispatcher<Machine>) -> ! {
     update::offer(dispatcher.server_mut());
     let dispatcher = guard(Box::leak(Box::new(dispatcher)));
     loop {
@@ -155,8 +138,8 @@ fn serve<S: Storage + 'static>(mut dispatcher: Dispatcher<Machine, S>) -> ! {
 }
 
 /// Gives way to the image that the plan speaks of. It comes back only if that was not even tried.
-fn hand_over<S: Storage>(
-    dispatcher: &mut Dispatcher<Machine, S>,
+fn hand_over(
+    dispatcher: &mut Dispatcher<Machine>,
     plan: &UpdatePlan,
 ) -> Result<core::convert::Infallible, String> {
     let mut successor = Successor::find().ok_or("There is no room for another image.")?;
@@ -188,7 +171,7 @@ fn hand_over<S: Storage>(
 
 const NO_ROOM: &str = "Not enough memory for the state.";
 
-impl<S: Storage> Rescue for Dispatcher<Machine, S> {
+impl Rescue for Dispatcher<Machine> {
     fn complete(&mut self) {
         self.server_mut().complete_after_crash();
     }

@@ -7,13 +7,13 @@ use alloc::string::ToString;
 use core::fmt;
 
 use xenstore::state::Sink;
-use xenstore::{Reads, Refused, Server, Storage, Updater};
+use xenstore::{Reads, Refused, Server, Updater};
 
 use crate::hypervisor::Successor;
 use crate::next_image::NextImage;
 
 /// Lets `server` take images over CONTROL, if this domain has room for them.
-pub fn offer<S: Storage>(server: &mut Server<S>) {
+pub fn offer(server: &mut Server) {
     if let Some(successor) = Successor::find() {
         server.set_updater(Box::new(Staging {
             successor,
