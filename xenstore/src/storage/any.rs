@@ -30,8 +30,7 @@ type Flat = FlatMap<Limb>;
 #[derive(Clone)]
 enum Other {
     Flat(Flat),
-    JournaledTree(Journaled<Tree>),
-    JournaledFlat(Journaled<Flat>),
+    Journaled(Journaled<AnyStorage>),
 }
 
 use Way::{Other as Aside, Tree as Plain};
@@ -46,13 +45,17 @@ impl Storage for AnyStorage {
     }
 
     fn of(kind: Kind, owner: Incarnation) -> Self {
-        let other = match (kind.is_flat, kind.is_journaled) {
-            (false, false) => return Self::new(owner),
-            (true, false) => Other::Flat(Storage::new(owner)),
-            (false, true) => Other::JournaledTree(Storage::new(owner)),
-            (true, true) => Other::JournaledFlat(Storage::new(owner)),
+        let aside = |other| Self(Aside(Box::new(other)));
+        let nodes = if kind.is_flat {
+            aside(Other::Flat(Storage::new(owner)))
+        } else {
+            Self::new(owner)
         };
-        Self(Aside(Box::new(other)))
+        if kind.is_journaled {
+            aside(Other::Journaled(Journaled::around(nodes)))
+        } else {
+            nodes
+        }
     }
 
     #[inline]
@@ -240,8 +243,7 @@ macro_rules! with {
     ($other:expr, $nodes:ident => $done:expr) => {
         match $other {
             Self::Flat($nodes) => $done,
-            Self::JournaledTree($nodes) => $done,
-            Self::JournaledFlat($nodes) => $done,
+            Self::Journaled($nodes) => $done,
         }
     };
 }
@@ -252,8 +254,7 @@ impl Other {
     fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Flat(own), Self::Flat(its)) => own.is_same(its),
-            (Self::JournaledTree(own), Self::JournaledTree(its)) => own.is_same(its),
-            (Self::JournaledFlat(own), Self::JournaledFlat(its)) => own.is_same(its),
+            (Self::Journaled(own), Self::Journaled(its)) => own.is_same(its),
             _ => false,
         }
     }
@@ -287,14 +288,13 @@ impl Other {
     fn grow(&mut self, growth: &mut Growth, path: PathRef<'_>, seed: Seed) -> Option<Incarnation> {
         match self {
             Self::Flat(nodes) => nodes.grow(&mut (), path, seed),
-            Self::JournaledTree(nodes) => nodes.grow(growth, path, seed),
-            Self::JournaledFlat(nodes) => nodes.grow(&mut (), path, seed),
+            Self::Journaled(nodes) => nodes.grow(growth, path, seed),
         }
     }
 
     #[cold]
     fn settle(&mut self, growth: &mut Growth) {
-        if let Self::JournaledTree(nodes) = self {
+        if let Self::Journaled(nodes) = self {
             nodes.settle(growth);
         }
     }
@@ -319,20 +319,25 @@ impl Other {
         path: PathRef<'_>,
         generation: Generation,
     ) -> Option<(AnyBranch, Incarnation)> {
-        with!(self, nodes => nodes.remove(path, generation).map(cut))
+        match self {
+            Self::Flat(nodes) => nodes.remove(path, generation).map(cut),
+            Self::Journaled(nodes) => nodes.remove(path, generation),
+        }
     }
 
     #[cold]
     fn branch(&self, path: PathRef<'_>) -> Option<AnyBranch> {
-        with!(self, nodes => nodes.branch(path).map(AnyBranch::from))
+        match self {
+            Self::Flat(nodes) => nodes.branch(path).map(AnyBranch::from),
+            Self::Journaled(nodes) => nodes.branch(path),
+        }
     }
 
     #[cold]
     fn shares(&self, other: &Self, path: PathRef<'_>) -> bool {
         match (self, other) {
             (Self::Flat(own), Self::Flat(its)) => own.shares(its, path),
-            (Self::JournaledTree(own), Self::JournaledTree(its)) => own.shares(its, path),
-            (Self::JournaledFlat(own), Self::JournaledFlat(its)) => own.shares(its, path),
+            (Self::Journaled(own), Self::Journaled(its)) => own.shares(its, path),
             _ => false,
         }
     }

@@ -47,6 +47,15 @@ impl Note {
 }
 
 impl<S> Journaled<S> {
+    /// Nothing has changed in these nodes yet.
+    pub(super) const fn around(nodes: S) -> Self {
+        Self {
+            nodes,
+            notes: Vec::new(),
+            note_bytes: 0,
+        }
+    }
+
     /// Takes the memory for a note.
     fn foresee(&mut self, path: PathRef<'_>) -> Path {
         self.notes.reserve(1);
@@ -68,11 +77,7 @@ impl<S: Storage> Storage for Journaled<S> {
     type Growth = S::Growth;
 
     fn new(owner: Incarnation) -> Self {
-        Self {
-            nodes: S::new(owner),
-            notes: Vec::new(),
-            note_bytes: 0,
-        }
+        Self::around(S::new(owner))
     }
 
     fn is_same(&self, other: &Self) -> bool {
