@@ -50,6 +50,7 @@ impl<T: Clone + From<Node<T>>> Storage for FlatMap<T> {
         Rc::ptr_eq(&self.version, &other.version)
     }
 
+    #[inline(never)]
     fn get(&self, path: PathRef<'_>) -> Option<&Node<T>> {
         let (digest, order) = Key::wanted(path.as_str());
         self.nodes.get(digest, order)
@@ -73,12 +74,14 @@ impl<T: Clone + From<Node<T>>> Storage for FlatMap<T> {
         (&self.nowhere, path.components())
     }
 
+    #[inline(never)]
     fn get_mut(&mut self, path: PathRef<'_>) -> Option<&mut Node<T>> {
         self.touch();
         let (digest, order) = Key::wanted(path.as_str());
         self.nodes.get_mut(digest, order)
     }
 
+    #[inline(never)]
     fn add(&mut self, path: PathRef<'_>, seed: Seed) -> Option<Incarnation> {
         let (_, name) = path.split()?;
         let child = self.child.clone();
@@ -135,6 +138,7 @@ impl<T: Clone + From<Node<T>>> Storage for FlatMap<T> {
         Some((branch, owner))
     }
 
+    #[inline(never)]
     fn branch(&self, path: PathRef<'_>) -> Option<FlatBranch<T>> {
         self.get(path)?;
         Some(FlatBranch {
