@@ -12,8 +12,8 @@ use std::sync::Mutex;
 use xenstore::state::{Format, HostLink, Restored, Sink};
 use xenstore::wire::{HEADER_SIZE, Header, Kind};
 use xenstore::{
-    Action, Blamed, ConnId, Crash, DomId, Errno, Identity, Instant, Outcome, Reads, Refused, ReqId,
-    Server, Settings, Tree, UniqueId, Updater,
+    Action, AnyStorage, Blamed, ConnId, Crash, DomId, Errno, Identity, Instant, Outcome, Reads,
+    Refused, ReqId, Server, Settings, UniqueId, Updater,
 };
 
 /// Where one of these stands in a line of the log, the log panics, if it is the way of the request that the line speaks of.
@@ -107,13 +107,13 @@ impl Scene {
     }
 
     /// What was sent makes the store panic; it is started anew.
-    fn crash(&mut self) -> Restored<Tree> {
+    fn crash(&mut self) -> Restored {
         self.crash_in(|server| {
             server.run(Instant(0), 1000);
         })
     }
 
-    fn crash_in(&mut self, work: impl FnOnce(&mut Server)) -> Restored<Tree> {
+    fn crash_in(&mut self, work: impl FnOnce(&mut Server)) -> Restored {
         let server = &mut self.server;
         let crashed = catch_unwind(AssertUnwindSafe(|| work(server)));
         assert!(crashed.is_err());
@@ -180,7 +180,7 @@ fn t_panic_07_a_guest_may_begin_anew_once_and_not_after_another_crash() {
     let mut stream = Vec::new();
     let server = &scene.server;
     server.export(Format::Own, Instant(0), &NOBODY, &mut stream);
-    let restored = Server::<Tree>::import(&stream, settings(), Instant(0)).unwrap();
+    let restored = Server::<AnyStorage>::import(&stream, settings(), Instant(0)).unwrap();
     assert!(!restored.server.may_reset(culprit));
     let introduced = Identity {
         domid: DomId::new(1),
@@ -302,7 +302,7 @@ fn a_host_can_say_better_whose_work_it_was() {
         let mut stream = Vec::new();
         let server = &scene.server;
         server.export_after_crash(Instant(0), &NOBODY, at_work, &mut stream);
-        let restored = Server::<Tree>::import(&stream, settings(), Instant(0)).unwrap();
+        let restored = Server::<AnyStorage>::import(&stream, settings(), Instant(0)).unwrap();
         let crash = restored.crash.unwrap();
         assert_eq!(crash.blamed.map(|blamed| blamed.conn), at_work);
         let told = crash.blamed.map(|blamed| blamed.to_string());

@@ -746,8 +746,7 @@ impl<S: Storage> Export<'_, S> {
 
     /// The journal in two pieces, if there is one.
     fn journal(&mut self) {
-        let log = self.server.store.nodes.change_log();
-        let Some(log) = log.and_then(|log| log.try_borrow().ok()) else {
+        let Some(log) = self.server.store.journal() else {
             return;
         };
         let ([dropped_bytes, dropped_lines, commits], (first, second)) = log.all();
