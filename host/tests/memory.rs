@@ -13,7 +13,7 @@ use std::sync::Mutex;
 use kernel::hypervisor::MeteredHeap;
 use store::{Store, identity};
 use xenstore::wire::Kind;
-use xenstore::{DomainEvent, Identity, Instant, UniqueId};
+use xenstore::{DomainEvent, Identity, Instant, StorageKind, UniqueId};
 
 #[global_allocator]
 static HEAP: MeteredHeap = MeteredHeap;
@@ -91,16 +91,20 @@ static TURN: Mutex<()> = Mutex::new(());
 #[test]
 fn what_requests_take_when_memory_is_short() {
     let _turn = TURN.lock().unwrap();
-    single_requests();
-    removals();
-    transactions();
-    watchers();
-    deaths();
+    for word in ["tree", "journal"] {
+        println!("{word}:");
+        let storage = StorageKind::parse(word.as_bytes()).unwrap();
+        single_requests(storage);
+        removals(storage);
+        transactions(storage);
+        watchers(storage);
+        deaths(storage);
+    }
 }
 
 /// Each type with the most that a guest can put into it.
-fn single_requests() {
-    let mut store = Store::new(1);
+fn single_requests(storage: StorageKind) {
+    let mut store = Store::kept(storage, 1);
     store.ok(0, Kind::SetQuota, "1\0node-size\x005000\0");
     for n in 0..900 {
         store.ok(GUEST, Kind::Mkdir, &format!("list/{n:x}\0"));
@@ -134,8 +138,8 @@ fn single_requests() {
 }
 
 /// The removal of all that a guest can own, in a transaction and out of it.
-fn removals() {
-    let mut store = Store::new(1);
+fn removals(storage: StorageKind) {
+    let mut store = Store::kept(storage, 1);
     plant(&mut store);
     for n in 0..128 {
         store.ok(GUEST, Kind::Watch, &format!("{}/{n:x}/c\0{n}\0", parent()));
@@ -155,8 +159,8 @@ fn removals() {
 }
 
 /// The largest transactions, merged with what was changed meanwhile.
-fn transactions() {
-    let mut store = Store::new(1);
+fn transactions(storage: StorageKind) {
+    let mut store = Store::kept(storage, 1);
     store.ok(0, Kind::SetQuota, "1\0node-size\x005000\0");
     let write = |n: usize, size: usize, letter: &str| format!("m/{n}\0{}", letter.repeat(size));
     for (count, size) in [(900, 1), (120, 1900)] {
@@ -194,8 +198,8 @@ fn transactions() {
 }
 
 /// Forty guests with all the watches that they may have, on one node and below another.
-fn watchers() {
-    let mut store = Store::new(40);
+fn watchers(storage: StorageKind) {
+    let mut store = Store::kept(storage, 40);
     store.ok(GUEST, Kind::Mkdir, "top/below\0");
     store.ok(GUEST, Kind::SetPerms, "top\0r1\0");
     store.ok(GUEST, Kind::SetPerms, "top/below\0r1\0");
@@ -243,8 +247,8 @@ fn xsa_416_a_request_keeps_no_memory_while_its_reply_waits() {
 }
 
 /// After many lives at full quotas memory is as it was.
-fn deaths() {
-    let mut store = Store::new(1);
+fn deaths(storage: StorageKind) {
+    let mut store = Store::kept(storage, 1);
     let mut used = Vec::new();
     for life in 0..20 {
         let next = Identity {

@@ -7,18 +7,13 @@ use alloc::format;
 use alloc::string::String;
 
 use log::{info, warn};
-use xenstore::state::{Format, Restored};
-use xenstore::{DomId, Instant, Progress, Server, Settings, Storage, Tree, UpdatePlan};
-#[cfg(feature = "storages")]
-use xenstore::{FlatMap, Journaled, StorageKind};
+use xenstore::state::Restored;
+use xenstore::{DomId, Instant, Progress, Server, Settings};
 
 use crate::boot_info::BootInfo;
 use crate::config::Config;
 use crate::dispatch::Dispatcher;
-use crate::hypervisor::{
-    Ground, Handover, Machine, Rescue, Rescued, Stage, Successor, crash, guard,
-};
-use crate::next_image::NextImage;
+use crate::hypervisor::{Ground, Handover, Machine, Rescue, Rescued, Stage, crash, guard};
 use crate::update;
 
 /// Serves the host for ever. What cannot start says why on every console and ends the domain as crashed.
@@ -28,20 +23,12 @@ pub fn run(boot: BootInfo) -> ! {
     let config = Config::parse(boot.command_line.as_bytes()).unwrap_or_else(|error| crash(error));
     apply(&config);
     let machine = Machine::start(ground, config.event_abi).unwrap_or_else(|error| crash(error));
-    #[cfg(feature = "storages")]
-    match config.storage {
-        StorageKind { is_flat: true, .. } => start::<FlatMap>(machine, &config),
-        StorageKind {
-            is_journaled: true, ..
-        } => start::<Journaled<Tree>>(machine, &config),
-        _ => {}
-    }
-    start::<Tree>(machine, &config)
+    start(machine, &config)
 }
 
-fn start<S: Storage + 'static>(machine: Machine, config: &Config) -> ! {
+fn start(machine: Machine, config: &Config) -> ! {
     let privileged = config.privileged.unwrap_or(machine.privileged_domain());
-    let server = Server::<S>::with_storage(settings(config, privileged, machine.own_domain()));
+    let server = Server::new(settings(config, privileged, machine.own_domain()));
     let dispatcher =
         Dispatcher::start(machine, server, privileged, config).unwrap_or_else(|error| crash(error));
     info!("ready");
@@ -59,22 +46,18 @@ pub fn run_again(handover: Handover) -> ! {
     let config = Config::parse_again(handover.command_line().as_ref().as_bytes())
         .unwrap_or_else(|error| crash(error));
     apply(&config);
-    #[cfg(feature = "storages")]
-    match config.storage {
-        StorageKind { is_flat: true, .. } => go_on::<FlatMap>(ground, &config, &handover),
-        StorageKind {
-            is_journaled: true, ..
-        } => go_on::<Journaled<Tree>>(ground, &config, &handover),
-        _ => {}
-    }
-    go_on::<Tree>(ground, &config, &handover)
+    go_on(ground, &config, &handover)
 }
 
-fn go_on<S: Storage + 'static>(ground: Ground, config: &Config, handover: &Handover) -> ! {
+fn go_on(ground: Ground, config: &Config, handover: &Handover) -> ! {
     let privileged = config.privileged.unwrap_or(ground.privileged_domain());
     let settings = settings(config, privileged, ground.own_domain());
-    let mut restored = Server::<S>::import(handover.stream(), settings, ground.now())
-        .unwrap_or_else(|error| crash(error));
+    #[cfg(feature = "inject")]
+    let stream = crate::hypervisor::inject::at_import(handover);
+    #[cfg(not(feature = "inject"))]
+    let stream = handover.stream();
+    let mut restored =
+        Server::import(stream, settings, ground.now()).unwrap_or_else(|error| crash(error));
     if handover.stage() == Stage::Trial
         && let Some(why) = cannot_accept(&restored)
     {
@@ -84,13 +67,13 @@ fn go_on<S: Storage + 'static>(ground: Ground, config: &Config, handover: &Hando
     handover.accept();
 
     let began = handover.began();
-    tell(&mut restored.server, handover, ground.now());
+    tell(&mut restored, handover, ground.now());
     let machine = Machine::again(ground).unwrap_or_else(|error| crash(error));
     let mut dispatcher = Dispatcher::go_on(machine, restored, privileged, config, &pages);
     let pause = dispatcher.now().since(began);
     info!(
         "ready; {} bytes of state taken over, {} us after the last request",
-        handover.stream().len(),
+        stream.len(),
         pause.as_micros()
     );
     serve(dispatcher)
@@ -109,6 +92,7 @@ fn settings(config: &Config, privileged: DomId, own_domid: DomId) -> Settings {
         features,
         grantable,
         quotas: config.quotas.clone(),
+        storage: config.storage,
         event_timeout: config.event_timeout,
         policies: config.policies.clone(),
         layers: config.layers.clone(),
@@ -119,18 +103,21 @@ fn settings(config: &Config, privileged: DomId, own_domid: DomId) -> Settings {
 }
 
 /// What an image that reads old streams only does not take.
-fn cannot_accept<S: Storage>(restored: &Restored<S>) -> Option<String> {
+fn cannot_accept(restored: &Restored) -> Option<String> {
     let is_old = cfg!(feature = "old-stream") && (restored.is_own || restored.version > 1);
     is_old.then(|| format!("a stream of version {} is too new", restored.version))
 }
 
 /// Tells the store what became of the start before.
-fn tell<S: Storage>(server: &mut Server<S>, handover: &Handover, now: Instant) {
+fn tell(restored: &mut Restored, handover: &Handover, now: Instant) {
+    let server = &mut restored.server;
     match handover.stage() {
         Stage::Running | Stage::Trial => server.update_done(),
         Stage::CameBack => server.update_failed(&handover.reason()),
         Stage::Crashed => {
-            let reason = handover.reason();
+            let blamed = restored.crash.and_then(|crash| crash.blamed);
+            let work = blamed.map(|blamed| format!("{blamed}: "));
+            let reason = work.unwrap_or_default() + &handover.reason();
             warn!("restarted after crash {}: {reason}", handover.crashes());
             server.report_crash(now, &reason);
             server.update_failed("The instance crashed and was restarted.");
@@ -138,15 +125,17 @@ fn tell<S: Storage>(server: &mut Server<S>, handover: &Handover, now: Instant) {
     }
 }
 
-fn serve<S: Storage + 'static>(mut dispatcher: Dispatcher<Machine, S>) -> ! {
-    update::offer(dispatcher.server_mut());
+fn serve(mut dispatcher: Dispatcher<Machine>) -> ! {
+    let next = update::offer(dispatcher.server_mut());
     let dispatcher = guard(Box::leak(Box::new(dispatcher)));
     loop {
         while dispatcher.turn() == Progress::More {}
         #[cfg(feature = "inject")]
         crate::hypervisor::inject::in_loop();
-        if let Some(plan) = dispatcher.poll_update() {
-            let Err(why) = hand_over(dispatcher, &plan);
+        if let Some(next) = &next
+            && let Some(plan) = dispatcher.poll_update()
+        {
+            let Err(why) = next.hand_over(dispatcher, &plan);
             dispatcher.server_mut().update_failed(&why);
             continue;
         }
@@ -154,41 +143,7 @@ fn serve<S: Storage + 'static>(mut dispatcher: Dispatcher<Machine, S>) -> ! {
     }
 }
 
-/// Gives way to the image that the plan speaks of. It comes back only if that was not even tried.
-fn hand_over<S: Storage>(
-    dispatcher: &mut Dispatcher<Machine, S>,
-    plan: &UpdatePlan,
-) -> Result<core::convert::Infallible, String> {
-    let mut successor = Successor::find().ok_or("There is no room for another image.")?;
-    let room = successor.image_range();
-    let image = NextImage::check(successor.image(), room).map_err(|error| format!("{error}"))?;
-    image
-        .load(successor.image())
-        .map_err(|error| format!("{error}"))?;
-    let began = dispatcher.now();
-    let room = successor.stream();
-    let handed_over = dispatcher.hand_over(plan.format, began, room);
-    let handed_over = handed_over.ok_or(NO_ROOM)?;
-    // Only our own format says that the requester is still to be answered, and what.
-    let way_back = match plan.format {
-        Format::Own => None,
-        Format::V1 | Format::V2 => {
-            let rest = room.get_mut(handed_over.size()..).unwrap_or_default();
-            Some(
-                dispatcher
-                    .hand_over(Format::Own, began, rest)
-                    .ok_or(NO_ROOM)?,
-            )
-        }
-    };
-    dispatcher.pause();
-    let command_line = plan.command_line.as_deref();
-    successor.try_image(&image, command_line, handed_over, way_back, began)
-}
-
-const NO_ROOM: &str = "Not enough memory for the state.";
-
-impl<S: Storage> Rescue for Dispatcher<Machine, S> {
+impl Rescue for Dispatcher<Machine> {
     fn complete(&mut self) {
         self.server_mut().complete_after_crash();
     }

@@ -78,8 +78,7 @@ impl<S: Storage> Server<S> {
 
     /// What the journal of the nodes has from a position on, and where that begins, if they keep one.
     pub fn journal_from(&self, position: u64) -> Option<(u64, String)> {
-        let log = self.store.nodes.change_log()?.try_borrow().ok()?;
-        log.read(position, usize::MAX)
+        self.store.journal()?.read(position, usize::MAX)
     }
 
     fn audit_watches(&self, conn: ConnId, connection: &Connection<S>) -> Result<(), String> {

@@ -310,8 +310,9 @@ impl<S: Storage> Server<S> {
             self.tell(effects.changes());
             drop(effects);
             self.telling = Telling::default();
-            let is_alive = |incarnation| self.domains.alive(incarnation).is_some();
-            self.store.nodes.committed(self.now, &is_alive);
+            self.write_journal();
+        } else {
+            self.store.nodes.forget();
         }
         Rc::make_mut(&mut self.effects).clear();
         self.complete_extensions();

@@ -8,7 +8,7 @@ use crate::connection::Connection;
 use crate::counters;
 use crate::effects::NODE_BYTES;
 use crate::server::Server;
-use crate::storage::Storage;
+use crate::storage::{ChangeLog, Storage};
 
 /// Bytes that a node has in the stream besides its name, value and permissions, at most.
 const NODE_MOST: u64 = 48;
@@ -38,9 +38,8 @@ impl<S: Storage> Server<S> {
         all = all.saturating_add(domains.saturating_mul(of_domain));
         all = all.saturating_add(self.connections.weigh(weight));
         all = all.saturating_add(wide(self.actions.len()).saturating_mul(ACTION_MOST));
-        let log = self.store.nodes.change_log();
-        let journal = log.and_then(|log| Some(log.try_borrow().ok()?.len()));
-        all = all.saturating_add(journal.unwrap_or_default());
+        let journal = self.store.journal().map_or(0, ChangeLog::len);
+        all = all.saturating_add(journal);
         let changes = self.history.kept().map(|change| {
             let path = wide(change.path.as_ref().as_str().len());
             path.saturating_add(CHANGE_MOST)

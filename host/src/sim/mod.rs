@@ -15,10 +15,7 @@ mod world;
 use std::fmt;
 
 pub use coverage::Coverage;
-use random::Random;
-use swarm::Swarm;
 use world::World;
-use xenstore::{FlatMap, Journaled, Storage, StorageKind, Tree};
 
 /// Steps between two times of rest.
 const STEPS_BETWEEN_RESTS: u64 = 2500;
@@ -61,23 +58,6 @@ pub fn command(seed: u64, steps: u64) -> String {
 /// # Errors
 /// Something was not as it must be.
 pub fn run(seed: u64, steps: u64) -> Result<Coverage, Box<Failure>> {
-    let mut random = Random::new(seed);
-    let swarm = Swarm::new(&mut random);
-    match swarm.storage {
-        StorageKind { is_flat: true, .. } => run_on::<FlatMap>(seed, random, swarm, steps),
-        StorageKind {
-            is_journaled: true, ..
-        } => run_on::<Journaled<Tree>>(seed, random, swarm, steps),
-        _ => run_on::<Tree>(seed, random, swarm, steps),
-    }
-}
-
-fn run_on<S: Storage>(
-    seed: u64,
-    random: Random,
-    swarm: Swarm,
-    steps: u64,
-) -> Result<Coverage, Box<Failure>> {
     let fail = |step, why, before| {
         Box::new(Failure {
             seed,
@@ -86,8 +66,7 @@ fn run_on<S: Storage>(
             before,
         })
     };
-    let mut world =
-        World::<S>::new(seed, random, swarm).map_err(|why| fail(0, why, String::new()))?;
+    let mut world = World::new(seed).map_err(|why| fail(0, why, String::new()))?;
     for step in 0..steps {
         let rests = step % STEPS_BETWEEN_RESTS == STEPS_BETWEEN_RESTS - 1;
         let done = world

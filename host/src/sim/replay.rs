@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use xenstore::{Server, Storage};
+use xenstore::Server;
 
 /// Nodes by path: value, and permissions with a NUL behind each.
 pub(crate) type Nodes = BTreeMap<String, (Vec<u8>, String)>;
@@ -17,7 +17,7 @@ pub(crate) struct Replay {
 
 impl Replay {
     /// Begins with the nodes that there are, if a journal is kept.
-    pub(crate) fn begin<S: Storage>(&mut self, server: &Server<S>) {
+    pub(crate) fn begin(&mut self, server: &Server) {
         if let Some((start, text)) = server.journal_from(0) {
             self.position = start + u64::try_from(text.len()).unwrap_or_default();
             self.nodes = written(server.all_nodes());
@@ -26,7 +26,7 @@ impl Replay {
     }
 
     /// Does what was written down since this was asked last.
-    pub(crate) fn follow<S: Storage>(&mut self, server: &Server<S>) -> Result<(), String> {
+    pub(crate) fn follow(&mut self, server: &Server) -> Result<(), String> {
         let Some((start, text)) = server.journal_from(self.position) else {
             return Ok(());
         };

@@ -111,16 +111,9 @@ impl Swarm {
         };
         let nested = random.chance(400);
         let mut latest = later.clone().fork();
-        let storage = match latest.below(10) {
-            0..=5 => StorageKind::default(),
-            6 | 7 => StorageKind {
-                is_flat: true,
-                is_journaled: false,
-            },
-            _ => StorageKind {
-                is_flat: false,
-                is_journaled: true,
-            },
+        let storage = StorageKind {
+            is_flat: latest.chance(300),
+            is_journaled: latest.chance(250),
         };
         let nesting = match nested {
             true if latest.chance(250) => Nesting::Granted,

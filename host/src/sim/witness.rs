@@ -1,7 +1,7 @@
 //! Tells the model what the server did, in the server's own order, and holds what came of it against what the model says.
 
 use model::{Fate, Left, Lost};
-use xenstore::{DomId, DomainEvent, Entry, Errno, Identity, Noted, Outcome, Storage};
+use xenstore::{DomId, DomainEvent, Entry, Errno, Identity, Noted, Outcome};
 
 use super::guest::Sent;
 use super::world::{World, show_request};
@@ -9,7 +9,7 @@ use super::world::{World, show_request};
 /// The first of the wrong, and what was wrong.
 type Judged = Result<(), String>;
 
-impl<S: Storage> World<S> {
+impl World {
     /// Goes through what the server did since this was asked last; gives how many requests it answered.
     pub(crate) fn witness(&mut self) -> Result<u64, String> {
         let mut served = 0;

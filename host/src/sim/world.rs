@@ -12,8 +12,8 @@ use kernel::xen::{LocalPort, Page as _, XenError};
 use model::{Left, Model};
 use xenstore::state::{Format, HostLink};
 use xenstore::{
-    Completed, ConnId, DomId, Entry, Identity, Instant, Nesting, Noted, Progress, Quota, Server,
-    Settings, Storage, faults, layer, policy,
+    AnyStorage, Completed, ConnId, DomId, Entry, Identity, Instant, Nesting, Noted, Progress,
+    Quota, Server, Settings, faults, layer, policy,
 };
 
 use super::coverage::Coverage;
@@ -46,9 +46,9 @@ const MADE_AT_ONCE: u16 = 8;
 const TURNS_BETWEEN_AUDITS: u64 = 8;
 
 /// A run.
-pub(crate) struct World<S: Storage> {
+pub(crate) struct World {
     pub(crate) xen: FakeXen,
-    pub(crate) dispatcher: Dispatcher<FakeXen, S>,
+    pub(crate) dispatcher: Dispatcher<FakeXen>,
     pub(crate) model: Model,
     pub(crate) coverage: Coverage,
     random: Random,
@@ -74,8 +74,10 @@ pub(crate) struct World<S: Storage> {
     replay: Replay,
 }
 
-impl<S: Storage> World<S> {
-    pub(crate) fn new(seed: u64, random: Random, swarm: Swarm) -> Result<Self, String> {
+impl World {
+    pub(crate) fn new(seed: u64) -> Result<Self, String> {
+        let mut random = Random::new(seed);
+        let swarm = Swarm::new(&mut random);
         let xen = FakeXen::default();
         let dom0 = xen.create(DOM0);
         let guest = Guest::new(&xen, dom0, Manner::Pipelining);
@@ -87,6 +89,7 @@ impl<S: Storage> World<S> {
         }
         settings.event_timeout = Duration::from_millis(swarm.event_timeout_ms);
         (settings.features, settings.grantable) = swarm.nesting.features();
+        settings.storage = swarm.storage;
         // What the store writes of its own accord the model cannot know.
         settings.counter_interval = Duration::ZERO;
         let as_modelled = model::Settings {
@@ -110,7 +113,7 @@ impl<S: Storage> World<S> {
         }
         settings.layers = chosen;
         model.configure(policies, layers);
-        let server = Server::<S>::with_storage(settings.clone());
+        let server = Server::with_storage(settings.clone());
         let mut dispatcher = Dispatcher::start(xen.clone(), server, DOM0, &config)
             .map_err(|error| error.to_string())?;
         // From now on a journal is kept.
@@ -366,7 +369,7 @@ enum Step {
 }
 
 /// The dispatcher's turns and what must be true after each.
-impl<S: Storage> World<S> {
+impl World {
     fn turn(&mut self) -> Result<Progress, String> {
         let (looks, spent) = (self.dispatcher.looks(), self.dispatcher.server().spent());
         self.turns += 1;
@@ -506,7 +509,7 @@ impl<S: Storage> World<S> {
 }
 
 /// What guests do.
-impl<S: Storage> World<S> {
+impl World {
     fn guest(&mut self) -> Result<(), String> {
         let domids: Vec<u16> = self.guests.keys().copied().collect();
         let domid = match self.random.chance(250) {
@@ -682,7 +685,7 @@ fn scribble(page: &kernel::fake::FakePage, random: &mut Random) {
 }
 
 /// Domains come and go, by the toolstack's hand and otherwise.
-impl<S: Storage> World<S> {
+impl World {
     fn life(&mut self) {
         let domid = u16::try_from(1 + self.random.below(self.swarm.domids.into())).unwrap_or(1);
         let busy = self.guests.get(&0).map_or(0, Guest::waiting) > TOOLSTACK_MAX;
@@ -835,12 +838,12 @@ impl<S: Storage> World<S> {
 }
 
 /// Another instance of the store takes over.
-impl<S: Storage> World<S> {
+impl World {
     /// Replaces the store by one that is made of its state. Nobody can tell: the model is not told.
     fn renew(&mut self) -> Result<(), String> {
         let now = self.xen.time();
         let stream = self.state(now);
-        let restored = Server::<S>::import(&stream, self.settings.clone(), now)
+        let restored = Server::<AnyStorage>::import(&stream, self.settings.clone(), now)
             .map_err(|error| format!("the state cannot be read: {error}"))?;
         let links = restored.links.iter();
         let connections: Vec<(DomId, ConnId)> = links
@@ -873,7 +876,7 @@ impl<S: Storage> World<S> {
         let host = |_| HostLink::default();
         let server = self.dispatcher.server();
         server.export_after_crash(now, &host, None, &mut stream);
-        let restored = Server::<S>::import(&stream, self.settings.clone(), now)
+        let restored = Server::<AnyStorage>::import(&stream, self.settings.clone(), now)
             .map_err(|error| format!("what a crash left cannot be read: {error}"))?;
         let blamed = restored.crash.and_then(|crash| crash.blamed);
         let blamed = blamed.ok_or("a crash is nobody's")?;
@@ -908,7 +911,7 @@ impl<S: Storage> World<S> {
 }
 
 /// Faults of the machine.
-impl<S: Storage> World<S> {
+impl World {
     fn fault(&mut self) {
         match self.random.below(7) {
             0 | 1 if self.swarm.refusals => self.toggle_refusal(),

@@ -2,13 +2,12 @@
 
 use xenstore::wire::{HEADER_SIZE, Header, Kind};
 use xenstore::{
-    Action, ConnId, DomId, Identity, Instant, Nesting, Outcome, Progress, ReqId, Server, Settings,
-    UniqueId,
+    Action, ConnId, DomId, Identity, Instant, Outcome, Progress, ReqId, Server, Settings,
+    StorageKind, UniqueId,
 };
 
 /// The store and its connections, by domid.
 pub(crate) struct Store {
-    pub(crate) settings: Settings,
     pub(crate) server: Server,
     pub(crate) conns: Vec<ConnId>,
 }
@@ -16,20 +15,17 @@ pub(crate) struct Store {
 impl Store {
     /// A store with domain 0 and so many guests, each with a home of its own.
     pub(crate) fn new(guests: u16) -> Self {
-        Self::with_settings(guests, Settings::new(DomId::new(0), DomId::new(31)))
+        Self::kept(StorageKind::default(), guests)
     }
 
-    /// As [`Store::new`], where transactions may be inside others.
-    pub(crate) fn nesting(guests: u16) -> Self {
-        let mut settings = Settings::new(DomId::new(0), DomId::new(31));
-        (settings.features, settings.grantable) = Nesting::Nested.features();
-        Self::with_settings(guests, settings)
+    /// The same, with its nodes kept in this way.
+    pub(crate) fn kept(storage: StorageKind, guests: u16) -> Self {
+        Self::with_settings(guests, settings(storage))
     }
 
-    fn with_settings(guests: u16, settings: Settings) -> Self {
+    pub(crate) fn with_settings(guests: u16, settings: Settings) -> Self {
         let mut store = Self {
-            server: Server::new(settings.clone()),
-            settings,
+            server: Server::new(settings),
             conns: Vec::new(),
         };
         for domain in 0..=guests {
@@ -127,6 +123,13 @@ impl Store {
         let id = self.ask(domain, Kind::TransactionStart, outer, b"\0");
         let digits = String::from_utf8(id).unwrap();
         digits.trim_end_matches('\0').parse().unwrap()
+    }
+}
+
+pub(crate) fn settings(storage: StorageKind) -> Settings {
+    Settings {
+        storage,
+        ..Settings::new(DomId::new(0), DomId::new(31))
     }
 }
 

@@ -4,11 +4,13 @@ use core::arch::asm;
 use core::hint::black_box;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use super::handover::Header;
+use super::handover::{Header, Stage};
 use super::heap;
+use super::start::Handover;
 
-/// The next turn of the loop panics.
+/// The next turn of the loop panics, or does not end.
 static IN_LOOP: AtomicBool = AtomicBool::new(false);
+static LOOP_HANGS: AtomicBool = AtomicBool::new(false);
 
 /// Crashes in the way that `kind` names; answers whether there is such a way.
 pub fn crash(kind: &[u8]) -> bool {
@@ -21,7 +23,9 @@ pub fn crash(kind: &[u8]) -> bool {
         }
         b"memory" => take_all(),
         b"allocator" => heap::panic_inside(),
+        b"hang" => hang(),
         b"loop" => IN_LOOP.store(true, Ordering::Relaxed),
+        b"loop-hang" => LOOP_HANGS.store(true, Ordering::Relaxed),
         _ => return false,
     }
     true
@@ -32,18 +36,41 @@ pub fn in_loop() {
     if IN_LOOP.load(Ordering::Relaxed) {
         panic_here("asked for, in the loop");
     }
+    if LOOP_HANGS.load(Ordering::Relaxed) {
+        hang();
+    }
+}
+
+/// What an image that is tried reads of the stream, and with how much memory, if the command line says that it should fail at that.
+#[must_use]
+pub fn at_import(handover: &Handover) -> &'static [u8] {
+    let stream = handover.stream();
+    if handover.stage() != Stage::Trial {
+        return stream;
+    }
+    match asked_for(handover.command_line().as_ref()) {
+        Some("stream") => stream
+            .split_last_chunk::<64>()
+            .map_or(stream, |(rest, _)| rest),
+        Some("memory") => {
+            take_all();
+            stream
+        }
+        _ => stream,
+    }
+}
+
+fn asked_for(command_line: &str) -> Option<&str> {
+    let mut words = command_line.split(' ');
+    words.find_map(|word| word.strip_prefix("inject="))
 }
 
 /// Does at the first chance what the word `inject=` of the command line says, if this image is tried.
 pub(super) fn at_entry(header: &Header) {
-    let line = header.next_command_line.get();
-    let mut words = line.split(' ');
-    match words.find_map(|word| word.strip_prefix("inject=")) {
+    match asked_for(&header.next_command_line.get()) {
         Some("exception") => invalid_opcode(),
         Some("panic") => panic_here("asked for, at entry"),
-        Some("hang") => loop {
-            core::hint::spin_loop();
-        },
+        Some("hang") => hang(),
         _ => {}
     }
 }
@@ -51,6 +78,12 @@ pub(super) fn at_entry(header: &Header) {
 #[expect(clippy::panic, reason = "this is what it is for")]
 fn panic_here(why: &str) {
     panic!("{why}");
+}
+
+fn hang() -> ! {
+    loop {
+        core::hint::spin_loop();
+    }
 }
 
 fn invalid_opcode() {

@@ -50,6 +50,7 @@ mod trap;
 mod trial;
 mod two_level;
 mod upcall;
+mod watch;
 mod window;
 
 pub use grant::MappedPage;
@@ -62,5 +63,5 @@ pub use machine::{Ground, Machine};
 pub use metered::{METERED_BYTES, MeteredHeap};
 pub use report::{crash, panic};
 pub use rescue::{Rescue, Rescued, guard};
-pub use start::{Handover, PAGE_ENTRY, Successor, page_table, prepare, take_over};
+pub use start::{Exchange, Handover, PAGE_ENTRY, Successor, page_table, prepare, take_over};
 pub use start_error::StartError;

@@ -757,19 +757,20 @@ impl<S: Storage> Export<'_, S> {
         }
     }
 
-    /// The journal, if there is one.
+    /// The journal in pieces, if there is one.
     fn journal(&mut self) {
-        let log = self.server.store.nodes.change_log();
-        let Some(mut log) = log.and_then(|log| log.try_borrow_mut().ok()) else {
+        let Some(log) = self.server.store.journal() else {
             return;
         };
-        let ([dropped_bytes, dropped_lines, commits], text) = log.all();
-        self.own(&Own::Journal {
-            dropped_bytes,
-            dropped_lines,
-            commits,
-            text: Bytes(text),
-        });
+        let [dropped_bytes, dropped_lines, commits] = log.counts();
+        for text in log.pieces() {
+            self.own(&Own::Journal {
+                dropped_bytes,
+                dropped_lines,
+                commits,
+                text: Bytes(&text),
+            });
+        }
     }
 
     /// Who waits for this update.

@@ -6,13 +6,18 @@
 use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::fmt::{self, Write};
 
+use crate::faults;
 use crate::path::PathRef;
 use crate::time::Instant;
 
 /// Most bytes of all lines together.
 pub(crate) const LOG_BYTES_MAX: usize = 256 * 1024;
+
+/// Bytes of a piece of the text in a state stream.
+const PIECE_BYTES: usize = 4096;
 
 /// The latest lines.
 #[derive(Default)]
@@ -22,6 +27,8 @@ pub struct ChangeLog {
     dropped_bytes: u64,
     dropped_lines: u64,
     commits: u64,
+    /// Where the lines of a commit begin that is not known to be whole.
+    unfinished: Option<u64>,
 }
 
 /// One change.
@@ -36,16 +43,18 @@ pub(super) enum Edit<'a> {
 }
 
 impl ChangeLog {
-    /// Writes down the changes of a commit.
+    /// Writes down the changes of a commit, in place of what a crash may have left of it. It counts when it is [finished](Self::finish).
     pub(super) fn append<'a>(
         &mut self,
         now: Instant,
         edits: impl Iterator<Item = Edit<'a>> + Clone,
     ) {
+        self.take_back();
         let count = edits.clone().count();
         if count == 0 {
             return;
         }
+        self.unfinished = Some(self.end());
         self.commits = self.commits.saturating_add(1);
         let commit = self.commits;
         let ms = now.0 / 1_000_000;
@@ -54,6 +63,22 @@ impl ChangeLog {
             if written.is_err() {
                 self.dropped_lines = self.dropped_lines.saturating_add(1);
             }
+            faults::may_crash();
+        }
+    }
+
+    /// The commit that was written last is whole, and its changes are not noted any more.
+    pub(super) fn finish(&mut self) {
+        self.unfinished = None;
+    }
+
+    /// Takes back what there is of a commit that is to be written again.
+    fn take_back(&mut self) {
+        if let Some(start) = self.unfinished.take() {
+            let kept = start.saturating_sub(self.dropped_bytes);
+            self.bytes
+                .truncate(usize::try_from(kept).unwrap_or(usize::MAX));
+            self.commits = self.commits.saturating_sub(1);
         }
     }
 
@@ -117,10 +142,16 @@ impl ChangeLog {
         Some((start, bytes.map(|byte| char::from(*byte)).collect()))
     }
 
-    /// All of it, for another instance of the server: what was dropped and committed, and the text.
-    pub(crate) fn all(&mut self) -> ([u64; 3], &[u8]) {
-        let counts = [self.dropped_bytes, self.dropped_lines, self.commits];
-        (counts, self.bytes.make_contiguous())
+    /// For another instance of the server: what was dropped, and committed.
+    pub(crate) fn counts(&self) -> [u64; 3] {
+        [self.dropped_bytes, self.dropped_lines, self.commits]
+    }
+
+    /// The text for another instance, in pieces of [`PIECE_BYTES`]: at least one, wherever the ring begins.
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = Vec<u8>> {
+        let starts = (0..self.bytes.len().max(1)).step_by(PIECE_BYTES);
+        let piece = |start| self.bytes.iter().skip(start).take(PIECE_BYTES).copied();
+        starts.map(move |start| piece(start).collect())
     }
 
     /// Goes on where another instance of the server was.
@@ -201,6 +232,7 @@ mod tests {
                 },
             }),
         );
+        log.finish();
     }
 
     #[test]
