@@ -3,7 +3,7 @@
 use host::sim;
 
 /// Seeds, with how many steps it took and what was found.
-const FOUND: [(u64, u64, &str); 2] = [
+const FOUND: [(u64, u64, &str); 3] = [
     (
         8,
         1000,
@@ -13,6 +13,11 @@ const FOUND: [(u64, u64, &str); 2] = [
         1161,
         10_000,
         "of a dead domain that owned the root, nodes within its other nodes were told of on their own",
+    ),
+    (
+        24,
+        10_000,
+        "a lease that a domain had taken for another went with it, and who waited did not have his turn",
     ),
 ];
 

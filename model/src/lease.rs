@@ -28,6 +28,8 @@ const SECOND_NS: u64 = 1_000_000_000;
 pub(crate) struct Leases {
     /// The resources in which a domain has been seen.
     users: BTreeMap<u16, BTreeSet<String>>,
+    /// The resources in which a domain has been seen to own a node.
+    owners: BTreeMap<u16, BTreeSet<String>>,
     /// When moves are over, by their nodes.
     deadlines: BTreeMap<String, u64>,
 }
@@ -442,7 +444,9 @@ impl Model {
 
     /// What a domain had that is no more is free.
     pub(crate) fn end_leases(&mut self, domid: u16) {
-        for resource in self.leases.users.remove(&domid).unwrap_or_default() {
+        let mut all = self.leases.users.remove(&domid).unwrap_or_default();
+        all.extend(self.leases.owners.remove(&domid).unwrap_or_default());
+        for resource in all {
             self.release_lease(&resource, domid);
             self.settle(&resource);
         }
@@ -600,6 +604,18 @@ impl Model {
                 continue;
             }
             self.mark(domid);
+        }
+        let folders = FOLDERS.map(|folder| format!("{resource}/{folder}"));
+        let entries = folders.iter().flat_map(|folder| {
+            let names = children(&self.tree, folder).into_iter();
+            names.map(move |name| format!("{folder}/{name}"))
+        });
+        let nodes: Vec<String> = folders.iter().cloned().chain(entries).collect();
+        for path in nodes {
+            if let Some(owner) = self.owner_of(&path) {
+                let resources = self.leases.owners.entry(owner).or_default();
+                resources.insert(resource.to_owned());
+            }
         }
     }
 

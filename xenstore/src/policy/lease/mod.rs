@@ -44,6 +44,8 @@ const MARKS: &str = "/tool/xenstored/lease";
 pub(super) struct Lease {
     /// The resources in which a domain holds, waits, or is party to a move; some more do no harm.
     users: BTreeMap<DomId, BTreeSet<String>>,
+    /// The resources in which a domain has nodes, also such as speak of others: they go with it.
+    owners: BTreeMap<DomId, BTreeSet<String>>,
     /// The deadlines of moves, by their nodes. After a live update they begin anew.
     moves: BTreeMap<String, Instant>,
 }
@@ -102,7 +104,9 @@ impl Policy for Lease {
     }
 
     fn domain_ended(&mut self, domid: DomId, keep: &mut dyn Keep) {
-        for resource in self.users.remove(&domid).unwrap_or_default() {
+        let mut all = self.users.remove(&domid).unwrap_or_default();
+        all.extend(self.owners.remove(&domid).unwrap_or_default());
+        for resource in all {
             release(&resource, domid, keep);
             self.settle(&resource, keep);
         }
@@ -162,6 +166,10 @@ impl Lease {
                 places.insert(resource.to_string());
                 mark(domid, keep);
             }
+        }
+        for domid in owners(keep.view(), resource) {
+            let places = self.owners.entry(domid).or_default();
+            places.insert(resource.to_string());
         }
     }
 
@@ -250,6 +258,17 @@ fn bury_unknown(resource: &str, keep: &mut dyn Keep) {
             release(resource, domid, keep);
         }
     }
+}
+
+/// The domains whose nodes are in a resource.
+fn owners(view: &dyn View, resource: &str) -> BTreeSet<DomId> {
+    let mut all = BTreeSet::new();
+    for folder in DIRS.map(|folder| format!("{resource}/{folder}")) {
+        all.extend(view.owner(&folder));
+        let nodes = names(view, &folder).map(|name| format!("{folder}/{name}"));
+        all.extend(nodes.filter_map(|node| view.owner(&node)));
+    }
+    all
 }
 
 /// The domains that have to do with a resource, whether or not that makes sense.
