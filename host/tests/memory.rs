@@ -218,6 +218,61 @@ fn watchers() {
         .is_little("a removal that 5120 watches hear");
 }
 
+/// Guests with as many nodes as they may have, in a domain of 8 MiB (docs/memory.md).
+const SMALL_GUESTS: u16 = 20;
+const SMALL_NODES: usize = 1000;
+/// Bytes of the heap that the image has there, less 100 KiB for what is not the store's: rings, tables, the console.
+const SMALL_HEAP: usize = 4700 * 1024;
+/// Bytes of the room for the state.
+const SMALL_ROOM: u64 = 900 * 1024;
+
+/// Twenty thousand nodes are there, and guests may still grow: nothing is scarce.
+#[test]
+fn twenty_guests_have_a_thousand_nodes_each_in_8_mib() {
+    let _turn = TURN.lock().unwrap();
+    for (what, name) in [
+        (
+            "in one directory",
+            (|n| format!("many/{n}")) as fn(usize) -> String,
+        ),
+        ("ten in each", |n| format!("{}/{}", n / 9, n % 9)),
+    ] {
+        let before = HEAP.usage();
+        let mut store = Store::new(SMALL_GUESTS);
+        for guest in 1..=SMALL_GUESTS {
+            store.ok(0, Kind::SetQuota, &format!("{guest}\0node-size\x005000\0"));
+            while_allowed(&mut store, guest, name);
+            for n in 0..8 {
+                store.ok(guest, Kind::Watch, &format!("many/{n}\0token\0"));
+            }
+            store.read(guest);
+        }
+        let taken = HEAP.usage().reserved - before.used;
+        let estimate = store.server.stream_estimate();
+        let per_node = (HEAP.usage().used - before.used) / 20_000;
+        println!("{what}: {taken} bytes taken, {per_node} a node; {estimate} of stream");
+        let (free, total) = (SMALL_HEAP - taken, SMALL_HEAP);
+        let [free, total] = [free, total].map(|bytes| u64::try_from(bytes).unwrap());
+        store
+            .server
+            .handle_memory(Instant(0), free, total, SMALL_ROOM);
+        store.ok(0, Kind::SetQuota, "1\0nodes\x002000\0");
+        store.ok(1, Kind::Write, "one-more\0value");
+    }
+}
+
+/// A guest writes nodes until its quota ends it.
+fn while_allowed(store: &mut Store, guest: u16, name: fn(usize) -> String) {
+    for n in 0..SMALL_NODES {
+        let payload = format!("{}\0value-{n}", name(n));
+        let answer = store.ask(guest, Kind::Write, 0, payload.as_bytes());
+        if answer != b"OK\0" {
+            assert_eq!(answer, b"ENOSPC\0");
+            return;
+        }
+    }
+}
+
 /// What a request needed is free when its reply waits, but for the reply.
 #[test]
 fn xsa_416_a_request_keeps_no_memory_while_its_reply_waits() {

@@ -13,7 +13,7 @@ use crate::path::ABSOLUTE_MAX;
 use crate::time::Instant;
 
 /// Where our types begin: "FS" in the upper half.
-const FIRST: u32 = 0x4653_0000;
+pub(super) const FIRST: u32 = 0x4653_0000;
 
 macro_rules! records {
     ($($number:literal $variant:ident { $($field:ident: $type:ty,)* },)*) => {
@@ -233,6 +233,15 @@ impl<'a> Near<'a> {
         let shared = ends.next().map_or(0, |(at, _)| at);
         let rest = path.get(shared..).unwrap_or(path);
         Self { shared, rest }
+    }
+
+    pub(super) fn new(shared: usize, rest: &'a str) -> Self {
+        Self { shared, rest }
+    }
+
+    /// What it has in common with the one before, in bytes, and the rest.
+    pub(super) fn parts(self) -> (usize, &'a str) {
+        (self.shared, self.rest)
     }
 
     /// Makes the path of the one before it.

@@ -28,7 +28,7 @@ impl Storage for FlatMap {
     fn new(owner: Incarnation) -> Self {
         let root = Node::new(Seed::root(owner));
         let mut nodes = Index::default();
-        nodes.insert(Key::new("/".into()), root.clone());
+        nodes.insert(Key::new("/"), root.clone());
         Self {
             nodes,
             nowhere: root,
@@ -75,8 +75,7 @@ impl Storage for FlatMap {
         let owner = parent.acl.owner();
         parent.generation = seed.generation;
         parent.children.add(name, ());
-        self.nodes
-            .insert(Key::new(path.as_str().into()), Node::new(seed));
+        self.nodes.insert(Key::new(path.as_str()), Node::new(seed));
         Some(owner)
     }
 
@@ -94,15 +93,13 @@ impl Storage for FlatMap {
         }
         let owner = parent.acl.owner();
         parent.children.add(name, ());
-        self.nodes
-            .insert(Key::new(path.as_str().into()), Node::new(seed));
+        self.nodes.insert(Key::new(path.as_str()), Node::new(seed));
         Some(owner)
     }
 
     fn add_special(&mut self, name: PathRef<'_>, seed: Seed) {
         self.touch();
-        self.nodes
-            .insert(Key::new(name.as_str().into()), Node::new(seed));
+        self.nodes.insert(Key::new(name.as_str()), Node::new(seed));
     }
 
     fn remove(
