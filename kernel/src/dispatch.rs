@@ -17,8 +17,8 @@ use log::{error, info, warn};
 use xenstore::state::{Format, Host, HostLink, Restored, RestoredLink};
 use xenstore::{
     Action, Budget, ConnId, Counter, DomId, DomainEvent, Errno, EvtchnPort, Features, GrantRef,
-    Identity, Instant, Outcome, Progress, ProtocolFault, Server, Spell, Storage, Tree, UniqueId,
-    UpdatePlan, wire::PAYLOAD_MAX,
+    Identity, Instant, Outcome, Progress, ProtocolFault, Refused, Server, Spell, Storage, Tree,
+    UniqueId, UpdatePlan, wire::PAYLOAD_MAX,
 };
 
 use crate::config::Config;
@@ -173,8 +173,7 @@ impl<X: Xen, S: Storage> Dispatcher<X, S> {
         room: &mut [u8],
         export: impl FnOnce(&Ports<'_, X::Page>, &mut Room<'_>),
     ) -> Option<Rescued> {
-        let table = self.links.count().saturating_mul(PAGE_ENTRY);
-        let mut stream = Room::new(room, table);
+        let mut stream = Room::new(room, table_size(&self.links));
         export(&Ports(&self.links), &mut stream);
         let (stream, rest) = stream.finish()?;
         let pages = self
@@ -190,6 +189,12 @@ impl<X: Xen, S: Storage> Dispatcher<X, S> {
         self.xen.pause();
     }
 
+    /// When the store was last given time: since then no client was served.
+    #[must_use]
+    pub fn last_now(&self) -> Instant {
+        self.last_now
+    }
+
     /// System time.
     pub fn now(&mut self) -> Instant {
         self.xen.now()
@@ -198,6 +203,12 @@ impl<X: Xen, S: Storage> Dispatcher<X, S> {
     /// The update that is to be made now, once.
     pub fn poll_update(&mut self) -> Option<UpdatePlan> {
         self.server.poll_update(&Ports(&self.links))
+    }
+
+    /// Why there is no room for what must be handed over, to the byte; none if there is.
+    #[must_use]
+    pub fn lacks_room(&self, plan: &UpdatePlan) -> Option<Refused> {
+        self.server.check_room(plan, &Ports(&self.links)).err()
     }
 
     /// Serves until nothing is left to do or the turn is over; in the second case there should be another turn at once.
@@ -394,6 +405,15 @@ impl<P: Page> Host for Ports<'_, P> {
             ..HostLink::default()
         }
     }
+
+    fn bytes_behind(&self) -> u64 {
+        u64::try_from(table_size(self.0)).unwrap_or(u64::MAX)
+    }
+}
+
+/// Bytes of the table of pages behind a stream.
+fn table_size<P: Page>(links: &Links<P>) -> usize {
+    links.count().saturating_mul(PAGE_ENTRY)
 }
 
 /// Bytes: one look at one link.

@@ -10,6 +10,8 @@
 //! 6. A domain is its identity, never its domid alone ([`domains`], [`link`]).
 //! 7. `unsafe` is in [`hypervisor`] only, and so is every structure of Xen's; the rest asks for what it needs through [`xen::Xen`],
 //!    which is why the same dispatcher runs over a machine in memory (the module `fake`).
+//! 8. The instance is not the domain: another image follows it, or the same one after a crash, on the state that it leaves ([`run`],
+//!    [`update`], [`next_image`]).
 //!
 //! Dependencies point one way: `boot` → `kernel` → `xenstore`, and `host` → `kernel`, `xenstore`. A test of this crate holds it.
 #![cfg_attr(not(test), no_std)]

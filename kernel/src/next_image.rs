@@ -64,14 +64,14 @@ impl Segment {
 }
 
 impl NextImage {
-    /// Checks `file`, which must run in `room`, physical addresses.
+    /// Checks `file`, which must run in `room`, physical addresses, from its beginning on.
     ///
     /// # Errors
     /// What is wrong with it, as a sentence.
     pub fn check(file: &[u8], room: AddressRange) -> Result<Self, ImageError> {
         let elf = Elf::new(file)?;
         let memory = elf.memory()?;
-        if !room.contains(memory) {
+        if memory.start != room.start || !room.contains(memory) {
             return Err(ImageError::Range { memory, room });
         }
         let segments = elf.segments(memory.start)?;

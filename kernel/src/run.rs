@@ -7,18 +7,15 @@ use alloc::format;
 use alloc::string::String;
 
 use log::{info, warn};
-use xenstore::state::{Format, Restored};
-use xenstore::{DomId, Instant, Progress, Server, Settings, Storage, Tree, UpdatePlan};
+use xenstore::state::Restored;
+use xenstore::{DomId, Instant, Progress, Server, Settings, Storage, Tree};
 #[cfg(feature = "storages")]
 use xenstore::{FlatMap, Journaled, StorageKind};
 
 use crate::boot_info::BootInfo;
 use crate::config::Config;
 use crate::dispatch::Dispatcher;
-use crate::hypervisor::{
-    Ground, Handover, Machine, Rescue, Rescued, Stage, Successor, crash, guard,
-};
-use crate::next_image::NextImage;
+use crate::hypervisor::{Ground, Handover, Machine, Rescue, Rescued, Stage, crash, guard};
 use crate::update;
 
 /// Serves the host for ever. What cannot start says why on every console and ends the domain as crashed.
@@ -73,8 +70,12 @@ pub fn run_again(handover: Handover) -> ! {
 fn go_on<S: Storage + 'static>(ground: Ground, config: &Config, handover: &Handover) -> ! {
     let privileged = config.privileged.unwrap_or(ground.privileged_domain());
     let settings = settings(config, privileged, ground.own_domain());
-    let mut restored = Server::<S>::import(handover.stream(), settings, ground.now())
-        .unwrap_or_else(|error| crash(error));
+    #[cfg(feature = "inject")]
+    let stream = crate::hypervisor::inject::at_import(handover);
+    #[cfg(not(feature = "inject"))]
+    let stream = handover.stream();
+    let mut restored =
+        Server::<S>::import(stream, settings, ground.now()).unwrap_or_else(|error| crash(error));
     if handover.stage() == Stage::Trial
         && let Some(why) = cannot_accept(&restored)
     {
@@ -90,7 +91,7 @@ fn go_on<S: Storage + 'static>(ground: Ground, config: &Config, handover: &Hando
     let pause = dispatcher.now().since(began);
     info!(
         "ready; {} bytes of state taken over, {} us after the last request",
-        handover.stream().len(),
+        stream.len(),
         pause.as_micros()
     );
     serve(dispatcher)
@@ -139,54 +140,22 @@ fn tell<S: Storage>(server: &mut Server<S>, handover: &Handover, now: Instant) {
 }
 
 fn serve<S: Storage + 'static>(mut dispatcher: Dispatcher<Machine, S>) -> ! {
-    update::offer(dispatcher.server_mut());
+    let next = update::offer(dispatcher.server_mut());
     let dispatcher = guard(Box::leak(Box::new(dispatcher)));
     loop {
         while dispatcher.turn() == Progress::More {}
         #[cfg(feature = "inject")]
         crate::hypervisor::inject::in_loop();
-        if let Some(plan) = dispatcher.poll_update() {
-            let Err(why) = hand_over(dispatcher, &plan);
+        if let Some(next) = &next
+            && let Some(plan) = dispatcher.poll_update()
+        {
+            let Err(why) = next.hand_over(dispatcher, &plan);
             dispatcher.server_mut().update_failed(&why);
             continue;
         }
         dispatcher.sleep();
     }
 }
-
-/// Gives way to the image that the plan speaks of. It comes back only if that was not even tried.
-fn hand_over<S: Storage>(
-    dispatcher: &mut Dispatcher<Machine, S>,
-    plan: &UpdatePlan,
-) -> Result<core::convert::Infallible, String> {
-    let mut successor = Successor::find().ok_or("There is no room for another image.")?;
-    let room = successor.image_range();
-    let image = NextImage::check(successor.image(), room).map_err(|error| format!("{error}"))?;
-    image
-        .load(successor.image())
-        .map_err(|error| format!("{error}"))?;
-    let began = dispatcher.now();
-    let room = successor.stream();
-    let handed_over = dispatcher.hand_over(plan.format, began, room);
-    let handed_over = handed_over.ok_or(NO_ROOM)?;
-    // Only our own format says that the requester is still to be answered, and what.
-    let way_back = match plan.format {
-        Format::Own => None,
-        Format::V1 | Format::V2 => {
-            let rest = room.get_mut(handed_over.size()..).unwrap_or_default();
-            Some(
-                dispatcher
-                    .hand_over(Format::Own, began, rest)
-                    .ok_or(NO_ROOM)?,
-            )
-        }
-    };
-    dispatcher.pause();
-    let command_line = plan.command_line.as_deref();
-    successor.try_image(&image, command_line, handed_over, way_back, began)
-}
-
-const NO_ROOM: &str = "Not enough memory for the state.";
 
 impl<S: Storage> Rescue for Dispatcher<Machine, S> {
     fn complete(&mut self) {

@@ -3,24 +3,67 @@
 
 use alloc::boxed::Box;
 use alloc::format;
-use alloc::string::ToString;
-use core::fmt;
+use alloc::rc::Rc;
+use alloc::string::{String, ToString};
+use core::cell::RefCell;
+use core::convert::Infallible;
 
-use xenstore::state::Sink;
-use xenstore::{Reads, Refused, Server, Storage, Updater};
+use xenstore::state::{Format, Sink};
+use xenstore::{Reads, Refused, Server, Storage, UpdatePlan, Updater};
 
+use crate::boot_info::COMMAND_LINE_MAX;
+use crate::dispatch::Dispatcher;
 use crate::hypervisor::Successor;
-use crate::next_image::NextImage;
+use crate::next_image::{ImageError, NextImage};
+use crate::xen::Xen;
 
-/// Lets `server` take images over CONTROL, if this domain has room for them.
-pub fn offer<S: Storage>(server: &mut Server<S>) {
-    if let Some(successor) = Successor::find() {
-        server.set_updater(Box::new(Staging {
-            successor,
-            size: 0,
-            received: 0,
-        }));
+/// Lets `server` take images over CONTROL, if this domain has room for them. Once.
+pub fn offer<S: Storage>(server: &mut Server<S>) -> Option<NextInstance> {
+    let staging = Staging {
+        successor: Successor::find()?,
+        size: 0,
+        received: 0,
+        checked: None,
+    };
+    let staging = Rc::new(RefCell::new(staging));
+    server.set_updater(Box::new(Intake(Rc::clone(&staging))));
+    Some(NextInstance(staging))
+}
+
+/// The image that came over CONTROL, and the way to it.
+pub struct NextInstance(Rc<RefCell<Staging>>);
+
+impl NextInstance {
+    /// Gives way to the image that the plan speaks of. Comes back only if that was not even tried.
+    ///
+    /// # Errors
+    /// Why not, for the administrator.
+    pub fn hand_over<X: Xen, S: Storage>(
+        &self,
+        dispatcher: &mut Dispatcher<X, S>,
+        plan: &UpdatePlan,
+    ) -> Result<Infallible, String> {
+        let line = plan.command_line.as_deref().unwrap_or_default();
+        if line.len() > COMMAND_LINE_MAX {
+            return Err(format!(
+                "The command line has more than {COMMAND_LINE_MAX} bytes."
+            ));
+        }
+        let Err(why) = self.0.borrow_mut().hand_over(dispatcher, plan);
+        Err(match why {
+            Obstacle::Image(why) => why,
+            Obstacle::Room => {
+                let lacks = dispatcher.lacks_room(plan);
+                lacks.map_or_else(|| "Not enough memory.".into(), |Refused(why)| why)
+            }
+        })
     }
+}
+
+/// Why there is no hand-over.
+enum Obstacle {
+    Image(String),
+    Room,
 }
 
 /// An image as it comes, in the reserve.
@@ -28,21 +71,83 @@ struct Staging {
     successor: Successor,
     size: usize,
     received: usize,
+    /// What was found when all of it was there.
+    checked: Option<NextImage>,
 }
 
 impl Staging {
-    fn refuse(&mut self, why: impl fmt::Display) -> Refused {
-        self.drop_image();
-        Refused(why.to_string())
+    fn drop_image(&mut self) {
+        (self.size, self.received, self.checked) = (0, 0, None);
+    }
+
+    fn check(&mut self) -> Result<Reads, ImageError> {
+        let room = self.successor.image_range();
+        let received = self.received;
+        let file = self.successor.image().get(..received).unwrap_or_default();
+        let image = NextImage::check(file, room)?;
+        let reads = Reads {
+            version: image.reads_version,
+            is_own: image.reads_own,
+            name: format!(
+                "an image of {} KiB, checksum {:08x}",
+                received / 1024,
+                image.checksum
+            ),
+        };
+        self.checked = Some(image);
+        Ok(reads)
+    }
+
+    fn hand_over<X: Xen, S: Storage>(
+        &mut self,
+        dispatcher: &mut Dispatcher<X, S>,
+        plan: &UpdatePlan,
+    ) -> Result<Infallible, Obstacle> {
+        let began = dispatcher.last_now();
+        let image = self
+            .load()
+            .map_err(|error| Obstacle::Image(error.to_string()))?;
+        let exchange = self
+            .successor
+            .exchange(&image)
+            .map_err(|why| Obstacle::Image(why.into()))?;
+        let room = self.successor.stream();
+        let handed_over = dispatcher.hand_over(plan.format, began, room);
+        let handed_over = handed_over.ok_or(Obstacle::Room)?;
+        // Only our own format says that the requester is still to be answered, and what.
+        let way_back = match plan.format {
+            Format::Own => None,
+            Format::V1 | Format::V2 => {
+                let rest = room.get_mut(handed_over.size()..).unwrap_or_default();
+                let way_back = dispatcher.hand_over(Format::Own, began, rest);
+                Some(way_back.ok_or(Obstacle::Room)?)
+            }
+        };
+        dispatcher.pause();
+        let line = plan.command_line.as_deref();
+        self.successor
+            .try_image(&exchange, line, handed_over, way_back, began)
+    }
+
+    /// Lays the image out as it is to lie in memory. It is no file any more then: it can be checked no second time.
+    fn load(&mut self) -> Result<NextImage, ImageError> {
+        let image = self.checked.take().ok_or(ImageError::Cut)?;
+        image.load(self.successor.image())?;
+        Ok(image)
     }
 }
 
-impl Updater for Staging {
+/// The store's side of [`Staging`].
+struct Intake(Rc<RefCell<Staging>>);
+
+impl Updater for Intake {
     fn begin(&mut self, size: u64) -> Result<(), Refused> {
-        let room = self.successor.image_room();
+        let mut staging = self.0.borrow_mut();
+        let room = staging.successor.image_room();
         match usize::try_from(size) {
             Ok(size) if size <= room => {
-                (self.size, self.received) = (size, 0);
+                staging.drop_image();
+                staging.size = size;
                 Ok(())
             }
             _ => {
@@ -53,40 +158,29 @@ impl Updater for Staging {
     }
 
     fn append(&mut self, bytes: &[u8]) -> Result<(), Refused> {
-        let end = self.received.saturating_add(bytes.len());
-        let place = self.successor.image().get_mut(self.received..end);
-        let Some(place) = place.filter(|_| end <= self.size) else {
+        let mut staging = self.0.borrow_mut();
+        let (received, size) = (staging.received, staging.size);
+        let end = received.saturating_add(bytes.len());
+        let place = staging.successor.image().get_mut(received..end);
+        let Some(place) = place.filter(|_| end <= size) else {
             return Err(Refused("Too much kernel data.".into()));
         };
         place.copy_from_slice(bytes);
-        self.received = end;
+        staging.received = end;
         Ok(())
     }
 
     fn check(&mut self) -> Result<Reads, Refused> {
-        let room = self.successor.image_range();
-        let received = self.received;
-        let file = self.successor.image().get(..received).unwrap_or_default();
-        match NextImage::check(file, room) {
-            Ok(image) => Ok(Reads {
-                version: image.reads_version,
-                is_own: image.reads_own,
-                name: format!(
-                    "an image of {} KiB, checksum {:08x}",
-                    received / 1024,
-                    image.checksum
-                ),
-            }),
-            Err(error) => Err(self.refuse(error)),
-        }
+        let checked = self.0.borrow_mut().check();
+        checked.map_err(|error| Refused(error.to_string()))
     }
 
     fn room(&self) -> u64 {
-        self.successor.stream_room()
+        self.0.borrow().successor.stream_room()
     }
 
     fn drop_image(&mut self) {
-        (self.size, self.received) = (0, 0);
+        self.0.borrow_mut().drop_image();
     }
 }
 

@@ -31,10 +31,14 @@ main() {
     step 40 "an image that meets an exception at its first instruction gives way" gives_way exception "met exception 6"
     step 40 "so does one that panics" gives_way panic "asked for, at entry"
     step 60 "and one that never accepts" gives_way hang "did not accept in time"
+    step 40 "one that cannot read the stream" gives_way stream "refused"
+    step 40 "and one that has not enough memory for it" gives_way memory "refused"
     step 60 "an update is given up by -a" aborted
     step 60 "an image that reads version 1 only: what it cannot carry is told, and it takes over if forced" to_old_and_back
+    start_dom0_load
     step $((60 + rounds * 30)) "$rounds updates in a row under load, to another image and back" many_updates
     step 60 "nothing was lost, doubled or out of order" nothing_wrong
+    step 20 "nor was anything of dom0's own load" dom0_load
 
     step 40 "the other image again, which crashes on demand" update_to "$other"
     for kind in $crashes; do
@@ -98,6 +102,34 @@ nothing_wrong() {
 }
 
 has_gone_on() { [ "$(rounds_of "$1")" -gt "$(recall "rounds$1")" ]; }
+
+# dom0's load beside the guests': two nodes written by one transaction, read back, and heard of, again and again.
+start_dom0_load() {
+    watch load /testbed/load
+    write_and_read >"$results/load" 2>&1 &
+}
+
+write_and_read() {
+    n=0
+    until [ -e "$results/enough" ]; do
+        n=$((n + 1))
+        xenstore-write /testbed/load/a "a$n" /testbed/load/b "b$n"
+        expect "load" "a$n b$n " "$(xenstore-read /testbed/load/a /testbed/load/b | tr '\n' ' ')"
+    done
+    echo "rounds $n"
+}
+
+dom0_load() {
+    touch "$results/enough"
+    eventually 10 grep -q "^rounds" "$results/load"
+    n=$(sed -n 's/^rounds //p' "$results/load")
+    expect "load" "rounds $n" "$(cat "$results/load")"
+    eventually 10 saw load $((2 * n + 1))
+    unwatch load >"$results/heard"
+    for _ in $(seq "$n"); do printf '%s\n' /testbed/load/a /testbed/load/b; done | cmp - "$results/heard"
+    [ "$n" -gt "$rounds" ]
+    echo "note: $n transactions, $((2 * n)) events"
+}
 
 refused_file() {
     echo "no image" >/run/testbed/no-image

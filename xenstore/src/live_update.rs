@@ -47,7 +47,8 @@ pub trait Updater {
     /// What is wrong with it.
     fn check(&mut self) -> Result<Reads, Refused>;
 
-    /// Bytes that the state stream may have.
+    /// Bytes that may be handed over. In another format than [`Format::Own`] that is two streams: behind the one for the next instance, one in
+    /// our own for this image, should it come back.
     fn room(&self) -> u64;
 
     /// Drops the image: the update was given up, or its requester is gone.
@@ -125,12 +126,36 @@ impl<S: Storage> Server<S> {
     /// the last of its connection's output.
     pub fn poll_update(&mut self, host: &dyn Host) -> Option<UpdatePlan> {
         let plan = self.live_update.session.as_mut()?.start.take()?;
-        match self.may_update(&plan, host) {
+        let allowed = match self.may_lose(&plan) {
+            Ok(()) if self.surely_fits(&plan, host) => Ok(()),
+            Ok(()) => self.check_room(&plan, host),
+            refused => refused,
+        };
+        match allowed {
             Ok(()) => Some(plan),
             Err(Refused(why)) => {
                 self.update_failed(&why);
                 None
             }
+        }
+    }
+
+    /// Whether there is room for what must be handed over, to the byte: it looks at everything once.
+    ///
+    /// # Errors
+    /// There is not; how much is missing.
+    pub fn check_room(&self, plan: &UpdatePlan, host: &dyn Host) -> Result<(), Refused> {
+        let mut size = Size::default();
+        for format in streams_of(plan) {
+            self.export(*format, self.now, host, &mut size);
+            size.0 = size.0.saturating_add(host.bytes_behind());
+        }
+        let Size(size) = size;
+        match size.checked_sub(self.room_for_update()) {
+            None | Some(0) => Ok(()),
+            Some(missing) => Err(Refused(format!(
+                "Not enough memory: the state needs {size} bytes, {missing} more than there are."
+            ))),
         }
     }
 
@@ -290,23 +315,24 @@ impl<S: Storage> Server<S> {
         [&header.encode(), DONE].concat()
     }
 
-    /// Whether there is room for what must be handed over, and nothing is lost that matters.
-    fn may_update(&self, plan: &UpdatePlan, host: &dyn Host) -> Result<(), Refused> {
+    /// Whether nothing is lost that matters.
+    fn may_lose(&self, plan: &UpdatePlan) -> Result<(), Refused> {
         let left_out = self.left_out(plan.format);
-        if !left_out.is_empty() && !plan.is_forced {
-            return Err(Refused(told(&left_out)));
+        if left_out.is_empty() || plan.is_forced {
+            return Ok(());
         }
+        Err(Refused(told(&left_out)))
+    }
+
+    /// Whether there is far more room than needed: then nobody waits while each node is looked at once more.
+    fn surely_fits(&mut self, plan: &UpdatePlan, host: &dyn Host) -> bool {
+        let needed = self.stream_estimate().saturating_add(host.bytes_behind());
+        plan.format == Format::Own && needed <= self.room_for_update() / 2
+    }
+
+    fn room_for_update(&self) -> u64 {
         let updater = self.live_update.updater.as_ref();
-        let room = updater.map_or(0, |updater| updater.room());
-        let mut size = Size::default();
-        self.export(plan.format, self.now, host, &mut size);
-        let Size(size) = size;
-        match size.checked_sub(room) {
-            None | Some(0) => Ok(()),
-            Some(missing) => Err(Refused(format!(
-                "Not enough memory: the state needs {size} bytes, {missing} more than there are."
-            ))),
-        }
+        updater.map_or(0, |updater| updater.room())
     }
 
     /// Ends what there is of an update, and answers the request that started it.
@@ -395,6 +421,15 @@ fn format_for(reads: &Reads, version: Option<u32>) -> Option<Format> {
         2 if reads.is_own => Some(Format::Own),
         2 => Some(Format::V2),
         _ => None,
+    }
+}
+
+/// The streams that are handed over.
+fn streams_of(plan: &UpdatePlan) -> &'static [Format] {
+    match plan.format {
+        Format::Own => &[Format::Own],
+        Format::V1 => &[Format::V1, Format::Own],
+        Format::V2 => &[Format::V2, Format::Own],
     }
 }
 

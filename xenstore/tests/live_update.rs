@@ -401,6 +401,25 @@ fn a_stream_for_which_there_is_no_room_is_not_begun() {
     assert!(scene.poll().is_some());
 }
 
+/// Behind a stream that this image does not read whole there is one that it does, should it come back.
+#[test]
+fn a_stream_of_others_needs_room_for_the_way_back_too() {
+    let mut scene = Scene::new();
+    scene.upload();
+    scene.step(b"-s\0-v\x001\0-F\0");
+    let mut size = 0;
+    for format in [Format::V1, Format::Own] {
+        let mut stream = Vec::new();
+        let server = &scene.server;
+        server.export(format, Instant(0), &NOBODY, &mut stream);
+        size += stream.len();
+    }
+    scene.images.borrow_mut().room = u64::try_from(size).unwrap() - 1;
+    assert_eq!(scene.poll(), None);
+    let heard = receive(&mut scene.server, scene.toolstack).unwrap();
+    assert!(heard.contains("1 more than there are."), "{heard}");
+}
+
 /// A guest that bound its port anew is served on the one that it has now: what the host has for a ring is carried as it is, update after update.
 #[test]
 fn t_lu_14_and_15_ports_and_handles_are_handed_on_unchanged() {

@@ -4,8 +4,9 @@ use core::arch::asm;
 use core::hint::black_box;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use super::handover::Header;
+use super::handover::{Header, Stage};
 use super::heap;
+use super::start::Handover;
 
 /// The next turn of the loop panics.
 static IN_LOOP: AtomicBool = AtomicBool::new(false);
@@ -34,11 +35,33 @@ pub fn in_loop() {
     }
 }
 
+/// What an image that is tried reads of the stream, and with how much memory, if the command line says that it should fail at that.
+#[must_use]
+pub fn at_import(handover: &Handover) -> &'static [u8] {
+    let stream = handover.stream();
+    if handover.stage() != Stage::Trial {
+        return stream;
+    }
+    match asked_for(handover.command_line().as_ref()) {
+        Some("stream") => stream
+            .split_last_chunk::<64>()
+            .map_or(stream, |(rest, _)| rest),
+        Some("memory") => {
+            take_all();
+            stream
+        }
+        _ => stream,
+    }
+}
+
+fn asked_for(command_line: &str) -> Option<&str> {
+    let mut words = command_line.split(' ');
+    words.find_map(|word| word.strip_prefix("inject="))
+}
+
 /// Does at the first chance what the word `inject=` of the command line says, if this image is tried.
 pub(super) fn at_entry(header: &Header) {
-    let line = header.next_command_line.get();
-    let mut words = line.split(' ');
-    match words.find_map(|word| word.strip_prefix("inject=")) {
+    match asked_for(&header.next_command_line.get()) {
         Some("exception") => invalid_opcode(),
         Some("panic") => panic_here("asked for, at entry"),
         Some("hang") => loop {

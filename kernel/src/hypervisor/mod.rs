@@ -62,5 +62,5 @@ pub use machine::{Ground, Machine};
 pub use metered::{METERED_BYTES, MeteredHeap};
 pub use report::{crash, panic};
 pub use rescue::{Rescue, Rescued, guard};
-pub use start::{Handover, PAGE_ENTRY, Successor, page_table, prepare, take_over};
+pub use start::{Exchange, Handover, PAGE_ENTRY, Successor, page_table, prepare, take_over};
 pub use start_error::StartError;

@@ -135,8 +135,11 @@ unsafe fn bytes_of(range: AddressRange) -> &'static [u8] {
 
 /// Starts the image anew, with all that can be saved. Returns, with the reason, if that cannot be.
 pub(super) fn restart() -> &'static str {
-    let (Some(reserve), Some(image)) = (reserve::get(), IMAGE.get()) else {
+    let Some(reserve) = reserve::get() else {
         return "there is no reserve";
+    };
+    let Some(image) = IMAGE.get() else {
+        return "it had not started";
     };
     if GUARDED.get().is_none() && reserve.header().stream_size.get() == 0 {
         return "it had not started";
@@ -178,7 +181,7 @@ extern "C" fn export_and_enter() -> ! {
 /// Saves the state. Before there is any, what this start was given is still there.
 fn save(reserve: Reserve) -> bool {
     let header = reserve.header();
-    start::note_begin(header);
+    header.began_ns.set(clock::system_time().0);
     let Some(guarded) = GUARDED.get() else {
         return true;
     };

@@ -21,8 +21,8 @@ use super::reserve::{Layout, Reserve};
 use super::start_error::StartError;
 use super::trial::Failure;
 use super::{
-    clock, console, cpuid, early, heap, hypercall, log, machine, paging, report, rescue, reserve,
-    trap, trial,
+    console, cpuid, early, heap, hypercall, log, machine, paging, report, rescue, reserve, trap,
+    trial,
 };
 use crate::boot_info::{BootInfo, ImageLayout};
 use crate::next_image::NextImage;
@@ -235,7 +235,7 @@ fn own(reserve: Reserve, image: &ImageLayout) {
 }
 
 /// How the ground is laid: by the boot loader's word, or by what the start before left.
-pub(super) enum Origin<'a> {
+enum Origin<'a> {
     Boot(&'a BootInfo),
     Handover(&'a Handover),
 }
@@ -331,11 +331,13 @@ pub struct Successor {
 }
 
 impl Successor {
-    /// The way, if this domain has a reserve.
+    /// The way, if this domain has a reserve; once.
     #[must_use]
     pub fn find() -> Option<Self> {
+        static FOUND: AtomicBool = AtomicBool::new(false);
         let reserve = reserve::get()?;
-        (reserve.header().monitor.tables.get() != 0).then_some(Self { reserve })
+        let is_ready = reserve.header().monitor.tables.get() != 0;
+        (is_ready && !FOUND.swap(true, Ordering::Relaxed)).then_some(Self { reserve })
     }
 
     /// Bytes of an image that there is room for.
@@ -344,24 +346,34 @@ impl Successor {
         usize::try_from(self.reserve.slot_size()).unwrap_or(0)
     }
 
-    /// Bytes of a state stream that there is room for, with the pages of `links` rings.
+    /// Bytes of state that there is room for: streams, and the table of pages behind each.
     #[must_use]
     pub fn stream_room(&self) -> u64 {
         self.reserve.stream_room()
     }
 
-    /// Where an image may run.
+    /// Where an image may run: where this one does, as far as there is memory that is not the reserve's.
     #[must_use]
     pub fn image_range(&self) -> AddressRange {
+        let header = self.reserve.header();
+        let start = header.monitor.image.get();
+        let reserve = self.reserve.layout().range;
+        let ram = header.ram.get();
+        let piece = ram.iter().find(|piece| piece.contains_address(start));
+        let end = piece.map_or(start, |piece| piece.end);
         AddressRange {
-            start: self.reserve.header().monitor.image.get(),
-            end: self.reserve.layout().range.start,
+            start,
+            end: if start < reserve.start {
+                end.min(reserve.start)
+            } else {
+                end
+            },
         }
     }
 
     /// The room for an image.
     pub fn image(&mut self) -> &mut [u8] {
-        // SAFETY: there is one such value in use at a time: an updater's, or an update's that it has told of.
+        // SAFETY: there is one such value (`find`), and the slice ends before the next one begins.
         unsafe { self.reserve.slot_bytes() }
     }
 
@@ -371,11 +383,27 @@ impl Successor {
         unsafe { self.reserve.stream_bytes() }
     }
 
-    /// Starts the image in the slot, which was loaded there, on what is `handed_over` in the room for the state stream. If it does not accept,
-    /// this image is started on it, or on what is behind it for the `way_back`, at [`Stage::CameBack`].
+    /// What is exchanged when `image`, loaded in the slot, takes this one's place and this one its.
+    ///
+    /// # Errors
+    /// What this image needs to be started again does not fit into the room for an image, which the first image of this domain made.
+    pub fn exchange(&self, image: &NextImage) -> Result<Exchange, &'static str> {
+        let loaded = u64::try_from(image.loaded_size()).unwrap_or(u64::MAX);
+        let size = loaded.max(rescue::image_size()).next_multiple_of(8);
+        if size > self.reserve.slot_size() {
+            return Err("This image is too large to be kept while another one is tried.");
+        }
+        Ok(Exchange {
+            size,
+            entry: image.entry,
+        })
+    }
+
+    /// Starts the image in the slot on what is `handed_over` in the room for the state stream. If it does not accept, this image is started on
+    /// it, or on what is behind it for the `way_back`, at [`Stage::CameBack`].
     pub fn try_image(
         &self,
-        image: &NextImage,
+        exchange: &Exchange,
         command_line: Option<&str>,
         handed_over: Rescued,
         way_back: Option<Rescued>,
@@ -388,16 +416,16 @@ impl Successor {
         }
         handed_over.note_in(header, way_back);
         header.began_ns.set(began.0);
-        let loaded = u64::try_from(image.loaded_size()).unwrap_or(u64::MAX);
-        let exchange = loaded.max(rescue::image_size());
-        trial::begin(
-            self.reserve,
-            &trial::Newcomer {
-                entry: image.entry,
-                exchange,
-            },
-        )
+        trial::begin(self.reserve, exchange)
     }
+}
+
+/// Two images that can change places.
+pub struct Exchange {
+    /// Bytes, a multiple of 8, no more than the slot has.
+    pub(super) size: u64,
+    /// Where the one that comes is entered.
+    pub(super) entry: u64,
 }
 
 /// Appends to the reason that the next start is told.
@@ -408,9 +436,4 @@ pub(super) fn note_reason(text: fmt::Arguments<'_>) {
         let _ = end.write_fmt(text);
         let _ = end.write_str(". ");
     }
-}
-
-/// When something began, for the next start.
-pub(super) fn note_begin(header: &Header) {
-    header.began_ns.set(clock::system_time().0);
 }

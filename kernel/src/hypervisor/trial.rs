@@ -13,6 +13,7 @@ use x86_64::registers::model_specific::Msr;
 use super::cpuid;
 use super::handover::{Header, Stage};
 use super::reserve::{self, Reserve};
+use super::start::Exchange;
 use super::trap::name_of;
 
 /// How long an image may take to accept, besides what the size of the state takes.
@@ -38,21 +39,13 @@ pub(super) fn is_open() -> bool {
     reserve::get().is_some_and(|reserve| reserve.header().monitor.is_trial.get() != 0)
 }
 
-/// The image in the slot, to be entered.
-pub(super) struct Newcomer {
-    /// Where.
-    pub(super) entry: u64,
-    /// Bytes that it and this image have in place.
-    pub(super) exchange: u64,
-}
-
 /// Goes over to the image in the slot. This one comes back by its own later start. All events must be masked.
-pub(super) fn begin(reserve: Reserve, newcomer: &Newcomer) -> ! {
+pub(super) fn begin(reserve: Reserve, exchange: &Exchange) -> ! {
     let header = reserve.header();
     let limit = time_for(header.stream_size.get());
     let fields = &header.monitor;
-    fields.exchange.set(newcomer.exchange.next_multiple_of(8));
-    fields.entry.set(newcomer.entry);
+    fields.exchange.set(exchange.size);
+    fields.entry.set(exchange.entry);
     fields.is_fresh.set(1);
     fields.is_trial.set(1);
     fields.limit.set(if has_timer() { limit } else { 0 });

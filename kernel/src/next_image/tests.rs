@@ -112,14 +112,13 @@ fn each_reason_to_refuse_has_its_sentence() {
         check(&elf(&headers(), entry)),
         Err(ImageError::Entry(entry))
     );
-    let small = AddressRange {
-        start: BASE,
-        end: BASE + 0x6000,
-    };
-    assert!(matches!(
-        NextImage::check(&good(), small),
-        Err(ImageError::Range { .. })
-    ));
+    // Too small, and where the running image does not begin.
+    for (start, end) in [(BASE, BASE + 0x6000), (BASE - 0x1000, ROOM.end)] {
+        assert!(matches!(
+            NextImage::check(&good(), AddressRange { start, end }),
+            Err(ImageError::Range { .. })
+        ));
+    }
     let broken: [fn(&mut Vec<Header>); 6] = [
         |headers| headers[2].3 = BASE,
         |headers| headers[2].4 = 0x400,

@@ -81,6 +81,11 @@ pub trait Host {
     fn global(&self) -> HostGlobal {
         HostGlobal::default()
     }
+
+    /// Bytes that it hands over behind each stream.
+    fn bytes_behind(&self) -> u64 {
+        0
+    }
 }
 
 impl<F: Fn(ConnId) -> HostLink> Host for F {
