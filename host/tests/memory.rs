@@ -224,7 +224,7 @@ const SMALL_NODES: usize = 1000;
 /// Bytes of the heap that the image has there, less 100 KiB for what is not the store's: rings, tables, the console.
 const SMALL_HEAP: usize = 4700 * 1024;
 /// Bytes of the room for the state.
-const SMALL_ROOM: u64 = 900 * 1024;
+const SMALL_ROOM: u64 = 1030 * 1024;
 
 /// Twenty thousand nodes are there, and guests may still grow: nothing is scarce.
 #[test]
