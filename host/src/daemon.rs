@@ -9,7 +9,7 @@ use mio::event::Event;
 use mio::net::{UnixListener, UnixStream};
 use mio::{Events, Interest, Poll, Token};
 use rustix::net::sockopt::socket_peercred;
-use xenstore::{ConnId, Instant, Progress, Server, Settings, Storage, Tree};
+use xenstore::{ConnId, Instant, Progress, Server, Settings};
 
 use crate::engine::Engine;
 
@@ -23,8 +23,8 @@ const READ_BYTES: usize = 8192;
 const TURN_BUDGET: u32 = 256;
 
 /// A server and its clients.
-pub struct Daemon<S: Storage = Tree> {
-    server: Engine<S>,
+pub struct Daemon {
+    server: Engine,
     poll: Poll,
     listener: UnixListener,
     /// Each at the place of its connection.
@@ -54,7 +54,7 @@ struct Client {
 /// The client has gone, or must.
 struct Gone;
 
-impl<S: Storage> Daemon<S> {
+impl Daemon {
     /// Listens at `path`, in place of a socket that an earlier daemon left there. The clients of `path.dom1` to `path.dom`N play fake
     /// domains, N of them, at most 1000.
     ///
@@ -200,7 +200,7 @@ impl<S: Storage> Daemon<S> {
     fn attend(
         &mut self,
         conn: ConnId,
-        work: impl FnOnce(&mut Client, &mut Server<S>, &mut [u8]) -> Result<(), Gone>,
+        work: impl FnOnce(&mut Client, &mut Server, &mut [u8]) -> Result<(), Gone>,
     ) {
         let place = self.clients.get_mut(conn.place());
         let Some(client) = place.and_then(Option::as_mut) else {
@@ -271,7 +271,7 @@ pub(crate) fn is_trusted(stream: &UnixStream) -> bool {
 
 impl Client {
     /// Sends what waits, as far as the socket takes it.
-    fn send<S: Storage>(&mut self, server: &mut Server<S>, _: &mut [u8]) -> Result<(), Gone> {
+    fn send(&mut self, server: &mut Server, _: &mut [u8]) -> Result<(), Gone> {
         loop {
             let pieces = server.poll_message(self.conn);
             if pieces.iter().all(|piece| piece.is_empty()) {
@@ -291,11 +291,7 @@ impl Client {
     }
 
     /// Gives the server what it takes, and reads more only when it has taken all.
-    fn receive<S: Storage>(
-        &mut self,
-        server: &mut Server<S>,
-        buffer: &mut [u8],
-    ) -> Result<(), Gone> {
+    fn receive(&mut self, server: &mut Server, buffer: &mut [u8]) -> Result<(), Gone> {
         if !self.unread.is_empty() {
             let taken = give(server, self.conn, &self.unread)?;
             self.unread.drain(..taken);
@@ -322,7 +318,7 @@ impl Client {
     }
 }
 
-fn give<S: Storage>(server: &mut Server<S>, conn: ConnId, bytes: &[u8]) -> Result<usize, Gone> {
+fn give(server: &mut Server, conn: ConnId, bytes: &[u8]) -> Result<usize, Gone> {
     server.handle_bytes(conn, bytes).map_err(|fault| {
         debug!("a client is dropped: {fault:?}");
         Gone

@@ -7,19 +7,19 @@ use std::path::Path;
 use log::info;
 use mio::Registry;
 use mio::event::Event;
-use xenstore::{Action, ConnId, Errno, Instant, Outcome, Progress, Server, Settings, Storage};
+use xenstore::{Action, ConnId, Errno, Instant, Outcome, Progress, Server, Settings};
 
 use crate::fake_domains::FakeDomains;
 
 /// The store with what stands below it.
-pub(crate) enum Engine<S: Storage> {
+pub(crate) enum Engine {
     /// No domain but the clients' own exists.
-    Alone(Box<Server<S>>),
+    Alone(Box<Server>),
     /// There is a hypervisor in memory.
-    WithDomains(Box<FakeDomains<S>>),
+    WithDomains(Box<FakeDomains>),
 }
 
-impl<S: Storage> Engine<S> {
+impl Engine {
     /// A new store with `domains` fake domains, whose sockets are named after `path`.
     ///
     /// # Errors
@@ -31,7 +31,7 @@ impl<S: Storage> Engine<S> {
         registry: &Registry,
     ) -> io::Result<Self> {
         if domains == 0 {
-            return Ok(Self::Alone(Box::new(Server::with_storage(settings))));
+            return Ok(Self::Alone(Box::new(Server::new(settings))));
         }
         let domains = FakeDomains::new(settings, domains, path, registry)?;
         Ok(Self::WithDomains(Box::new(domains)))
@@ -71,10 +71,10 @@ impl<S: Storage> Engine<S> {
     }
 }
 
-impl<S: Storage> Deref for Engine<S> {
-    type Target = Server<S>;
+impl Deref for Engine {
+    type Target = Server;
 
-    fn deref(&self) -> &Server<S> {
+    fn deref(&self) -> &Server {
         match self {
             Self::Alone(server) => server,
             Self::WithDomains(domains) => domains.server(),
@@ -82,8 +82,8 @@ impl<S: Storage> Deref for Engine<S> {
     }
 }
 
-impl<S: Storage> DerefMut for Engine<S> {
-    fn deref_mut(&mut self) -> &mut Server<S> {
+impl DerefMut for Engine {
+    fn deref_mut(&mut self) -> &mut Server {
         match self {
             Self::Alone(server) => server,
             Self::WithDomains(domains) => domains.server_mut(),
@@ -91,7 +91,7 @@ impl<S: Storage> DerefMut for Engine<S> {
     }
 }
 
-fn turn_alone<S: Storage>(server: &mut Server<S>, now: Instant, budget: u32) -> Progress {
+fn turn_alone(server: &mut Server, now: Instant, budget: u32) -> Progress {
     let mut progress = server.run(now, budget);
     while let Some(action) = server.poll_action() {
         act_alone(server, &action);
@@ -100,7 +100,7 @@ fn turn_alone<S: Storage>(server: &mut Server<S>, now: Instant, budget: u32) -> 
     progress
 }
 
-fn act_alone<S: Storage>(server: &mut Server<S>, action: &Action) {
+fn act_alone(server: &mut Server, action: &Action) {
     match *action {
         Action::Connect { ticket, domid, .. } => {
             info!("domain {domid} cannot be introduced: there is no hypervisor");

@@ -20,7 +20,7 @@ use mio::event::Event;
 use mio::net::{UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
 use xenstore::wire::{HEADER_SIZE, Header, Kind};
-use xenstore::{ConnId, DomId, EvtchnPort, Instant, Progress, Server, Settings, Storage};
+use xenstore::{ConnId, DomId, EvtchnPort, Instant, Progress, Server, Settings};
 
 use crate::daemon::{bind, is_trusted};
 use crate::guest_ring::GuestRing;
@@ -37,9 +37,9 @@ const COMMAND_LINE: &[u8] = b"--event 1 ring-scan=-1";
 const TURNS_MAX: u32 = 1000;
 
 /// A machine in memory, the store in it, and who plays its domains.
-pub(crate) struct FakeDomains<S: Storage> {
+pub(crate) struct FakeDomains {
     xen: FakeXen,
-    dispatcher: Dispatcher<FakeXen, S>,
+    dispatcher: Dispatcher<FakeXen>,
     registry: Registry,
     domains: BTreeMap<DomId, FakeDomain>,
     /// Domains that may have something to move.
@@ -69,7 +69,7 @@ struct Client {
 /// The client has gone, or must.
 struct Gone;
 
-impl<S: Storage> FakeDomains<S> {
+impl FakeDomains {
     /// A machine with `count` domains from 1 on, introduced, each with a home of its own.
     ///
     /// # Errors
@@ -90,7 +90,7 @@ impl<S: Storage> FakeDomains<S> {
         xen.allocate_port(privileged);
         let config =
             Config::parse(COMMAND_LINE).map_err(|error| io::Error::other(error.to_string()))?;
-        let server = Server::with_storage(settings);
+        let server = Server::new(settings);
         let dispatcher = Dispatcher::start(xen.clone(), server, privileged, &config)
             .map_err(|error| io::Error::other(error.to_string()))?;
         let mut machine = Self {
@@ -109,11 +109,11 @@ impl<S: Storage> FakeDomains<S> {
         Ok(machine)
     }
 
-    pub(crate) fn server(&self) -> &Server<S> {
+    pub(crate) fn server(&self) -> &Server {
         self.dispatcher.server()
     }
 
-    pub(crate) fn server_mut(&mut self) -> &mut Server<S> {
+    pub(crate) fn server_mut(&mut self) -> &mut Server {
         self.dispatcher.server_mut()
     }
 
@@ -181,7 +181,7 @@ impl<S: Storage> FakeDomains<S> {
 }
 
 /// The toolstack's part.
-impl<S: Storage> FakeDomains<S> {
+impl FakeDomains {
     fn build(&mut self, domid: DomId, path: &Path) -> io::Result<()> {
         self.xen.create(domid);
         let port = self.xen.allocate_port(domid);

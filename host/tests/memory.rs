@@ -12,8 +12,9 @@ use std::sync::Mutex;
 
 use kernel::hypervisor::MeteredHeap;
 use store::{Store, identity};
+use xenstore::state::{HostLink, Size};
 use xenstore::wire::Kind;
-use xenstore::{DomainEvent, Identity, Instant, UniqueId};
+use xenstore::{DomainEvent, Identity, Instant, StorageKind, UniqueId};
 
 #[global_allocator]
 static HEAP: MeteredHeap = MeteredHeap;
@@ -91,16 +92,20 @@ static TURN: Mutex<()> = Mutex::new(());
 #[test]
 fn what_requests_take_when_memory_is_short() {
     let _turn = TURN.lock().unwrap();
-    single_requests();
-    removals();
-    transactions();
-    watchers();
-    deaths();
+    for word in ["tree", "journal"] {
+        println!("{word}:");
+        let storage = StorageKind::parse(word.as_bytes()).unwrap();
+        single_requests(storage);
+        removals(storage);
+        transactions(storage);
+        watchers(storage);
+        deaths(storage);
+    }
 }
 
 /// Each type with the most that a guest can put into it.
-fn single_requests() {
-    let mut store = Store::new(1);
+fn single_requests(storage: StorageKind) {
+    let mut store = Store::kept(storage, 1);
     store.ok(0, Kind::SetQuota, "1\0node-size\x005000\0");
     for n in 0..900 {
         store.ok(GUEST, Kind::Mkdir, &format!("list/{n:x}\0"));
@@ -134,8 +139,8 @@ fn single_requests() {
 }
 
 /// The removal of all that a guest can own, in a transaction and out of it.
-fn removals() {
-    let mut store = Store::new(1);
+fn removals(storage: StorageKind) {
+    let mut store = Store::kept(storage, 1);
     plant(&mut store);
     for n in 0..128 {
         store.ok(GUEST, Kind::Watch, &format!("{}/{n:x}/c\0{n}\0", parent()));
@@ -155,8 +160,8 @@ fn removals() {
 }
 
 /// The largest transactions, merged with what was changed meanwhile.
-fn transactions() {
-    let mut store = Store::new(1);
+fn transactions(storage: StorageKind) {
+    let mut store = Store::kept(storage, 1);
     store.ok(0, Kind::SetQuota, "1\0node-size\x005000\0");
     let write = |n: usize, size: usize, letter: &str| format!("m/{n}\0{}", letter.repeat(size));
     for (count, size) in [(900, 1), (120, 1900)] {
@@ -194,8 +199,8 @@ fn transactions() {
 }
 
 /// Forty guests with all the watches that they may have, on one node and below another.
-fn watchers() {
-    let mut store = Store::new(40);
+fn watchers(storage: StorageKind) {
+    let mut store = Store::kept(storage, 40);
     store.ok(GUEST, Kind::Mkdir, "top/below\0");
     store.ok(GUEST, Kind::SetPerms, "top\0r1\0");
     store.ok(GUEST, Kind::SetPerms, "top/below\0r1\0");
@@ -223,6 +228,9 @@ const SMALL_GUESTS: u16 = 20;
 const SMALL_NODES: usize = 1000;
 /// Bytes of the heap that the image has there, less 100 KiB for what is not the store's: rings, tables, the console.
 const SMALL_HEAP: usize = 4700 * 1024;
+/// Bytes that writing the state may take in all, half of what there is for it after a crash, when nothing can be given back: it may be
+/// written twice, the first time to count.
+const SMALL_EXPORT: usize = 450 * 1024;
 /// Bytes of the room for the state.
 const SMALL_ROOM: u64 = 1030 * 1024;
 
@@ -248,9 +256,20 @@ fn twenty_guests_have_a_thousand_nodes_each_in_8_mib() {
             store.read(guest);
         }
         let taken = HEAP.usage().reserved - before.used;
+        HEAP.start();
+        let mut size = Size::default();
+        let links = |_| HostLink::default();
+        store
+            .server
+            .export_after_crash(Instant(0), &links, None, &mut size);
+        let export = HEAP.taken();
+        assert!(export < SMALL_EXPORT, "{export}");
         let estimate = store.server.stream_estimate();
         let per_node = (HEAP.usage().used - before.used) / 20_000;
-        println!("{what}: {taken} bytes taken, {per_node} a node; {estimate} of stream");
+        let size = size.0;
+        println!(
+            "{what}: {taken} bytes taken, {per_node} a node; {size} of stream, {estimate} estimated; writing it takes {export}"
+        );
         let (free, total) = (SMALL_HEAP - taken, SMALL_HEAP);
         let [free, total] = [free, total].map(|bytes| u64::try_from(bytes).unwrap());
         store
@@ -298,8 +317,8 @@ fn xsa_416_a_request_keeps_no_memory_while_its_reply_waits() {
 }
 
 /// After many lives at full quotas memory is as it was.
-fn deaths() {
-    let mut store = Store::new(1);
+fn deaths(storage: StorageKind) {
+    let mut store = Store::kept(storage, 1);
     let mut used = Vec::new();
     for life in 0..20 {
         let next = Identity {

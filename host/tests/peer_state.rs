@@ -18,7 +18,7 @@ use peer_daemon::xenstored;
 use served::Served;
 use xenstore::state::Records;
 use xenstore::wire::{HEADER_SIZE, Header, Kind};
-use xenstore::{DomId, Instant, ReqId, Server, Settings, Tree};
+use xenstore::{AnyStorage, DomId, Instant, ReqId, Server, Settings};
 
 #[test]
 fn t_lu_04_c_xenstored_and_we_read_each_other() {
@@ -86,7 +86,8 @@ fn populate(client: &mut Client) {
 /// Our reader's opinion of a stream of C xenstored.
 fn is_read(stream: &[u8]) {
     let dom0 = DomId::new(0);
-    let restored = Server::<Tree>::import(stream, Settings::new(dom0, dom0), Instant(0)).unwrap();
+    let restored =
+        Server::<AnyStorage>::import(stream, Settings::new(dom0, dom0), Instant(0)).unwrap();
     assert!(!restored.is_own && restored.skipped.is_empty());
     let domids: Vec<_> = restored.links.iter().map(|link| link.domid).collect();
     let ring = |domid| Some(DomId::new(domid));

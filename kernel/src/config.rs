@@ -213,15 +213,7 @@ impl Config {
     }
 
     fn set_storage(&mut self, value: &[u8]) -> Result<(), Why> {
-        self.storage = match StorageKind::parse(value)? {
-            StorageKind {
-                is_flat: true,
-                is_journaled: true,
-            } => return Err("images keep a journal of a tree only"),
-            storage if storage == StorageKind::default() => storage,
-            storage if cfg!(any(feature = "storages", test)) => storage,
-            _ => return Err("this image has the tree only"),
-        };
+        self.storage = StorageKind::parse(value)?;
         Ok(())
     }
 
@@ -471,6 +463,7 @@ mod tests {
             ("flat", true, false),
             ("journal", false, true),
             ("journal:tree", false, true),
+            ("journal:flat", true, true),
         ];
         for (word, is_flat, is_journaled) in kinds {
             let config = parse(&format!("--event 5 store={word}"));
@@ -481,7 +474,7 @@ mod tests {
             );
             assert!(config.warnings.is_empty());
         }
-        for wrong in ["heap", "journal:flat", ""] {
+        for wrong in ["heap", "journal:heap", ""] {
             let config = parse(&format!("--event 5 store={wrong}"));
             assert_eq!(config.storage, StorageKind::default());
             assert_eq!(config.warnings.len(), 1);

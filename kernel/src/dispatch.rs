@@ -17,8 +17,8 @@ use log::{error, info, warn};
 use xenstore::state::{Format, Host, HostLink, Restored, RestoredLink};
 use xenstore::{
     Action, Budget, ConnId, Counter, DomId, DomainEvent, Errno, EvtchnPort, Features, GrantRef,
-    Identity, Instant, Outcome, Progress, ProtocolFault, Refused, Server, Spell, Storage, Tree,
-    UniqueId, UpdatePlan, wire::PAYLOAD_MAX,
+    Identity, Instant, Outcome, Progress, ProtocolFault, Refused, Server, Spell, UniqueId,
+    UpdatePlan, wire::PAYLOAD_MAX,
 };
 
 use crate::config::Config;
@@ -48,9 +48,9 @@ const COST_A_ROUND: u32 = 64;
 const ENDS_A_ROUND: usize = 32;
 
 /// The store at work in a machine.
-pub struct Dispatcher<X: Xen, S: Storage = Tree> {
+pub struct Dispatcher<X: Xen> {
     xen: X,
-    server: Server<S>,
+    server: Server,
     links: Links<X::Page>,
     domains: DomainPoll,
     /// Domains that ended, with a ring that is still mapped.
@@ -68,14 +68,14 @@ pub struct Dispatcher<X: Xen, S: Storage = Tree> {
     at_work: Option<ConnId>,
 }
 
-impl<X: Xen, S: Storage> Dispatcher<X, S> {
+impl<X: Xen> Dispatcher<X> {
     /// Connects the privileged domain, whose first requests may be in its ring already, then those that have a ring from Xen itself.
     ///
     /// # Errors
     /// Its ring or its port cannot be had: nobody could be served.
     pub fn start(
         mut xen: X,
-        server: Server<S>,
+        server: Server,
         privileged: DomId,
         config: &Config,
     ) -> Result<Self, StartError> {
@@ -95,7 +95,7 @@ impl<X: Xen, S: Storage> Dispatcher<X, S> {
     /// stopped, so that its domain may be introduced anew and its death is told.
     pub fn go_on(
         mut xen: X,
-        restored: Restored<S>,
+        restored: Restored,
         privileged: DomId,
         config: &Config,
         pages: &[(DomId, PageFacts)],
@@ -128,7 +128,7 @@ impl<X: Xen, S: Storage> Dispatcher<X, S> {
 
     fn new(
         mut xen: X,
-        server: Server<S>,
+        server: Server,
         privileged: DomId,
         config: &Config,
         domains: DomainPoll,
@@ -202,7 +202,10 @@ impl<X: Xen, S: Storage> Dispatcher<X, S> {
 
     /// The update that is to be made now, once.
     pub fn poll_update(&mut self) -> Option<UpdatePlan> {
-        self.server.poll_update(&Ports(&self.links))
+        let plan = self.server.poll_update(&Ports(&self.links))?;
+        // The image is checked and copied, and the state is written.
+        self.xen.begin_long_work();
+        Some(plan)
     }
 
     /// Why there is no room for what must be handed over, to the byte; none if there is.
@@ -261,19 +264,19 @@ impl<X: Xen, S: Storage> Dispatcher<X, S> {
 
     /// The store.
     #[must_use]
-    pub const fn server(&self) -> &Server<S> {
+    pub const fn server(&self) -> &Server {
         &self.server
     }
 
     /// The store, for connections that are no rings. Its `run` and `poll_*` for all are the dispatcher's.
-    pub fn server_mut(&mut self) -> &mut Server<S> {
+    pub fn server_mut(&mut self) -> &mut Server {
         &mut self.server
     }
 
     /// Lets another store take over, and gives each link the connection that it has there: as if another image had come, but for what
     /// is mapped and bound, which stays. Gives the one before.
     #[cfg(any(test, feature = "fake"))]
-    pub fn take_over(&mut self, server: Server<S>, connections: &[(DomId, ConnId)]) -> Server<S> {
+    pub fn take_over(&mut self, server: Server, connections: &[(DomId, ConnId)]) -> Server {
         let before = core::mem::replace(&mut self.server, server);
         for (domid, conn) in connections {
             self.links.reconnect(*domid, *conn);
@@ -302,6 +305,7 @@ impl<X: Xen, S: Storage> Dispatcher<X, S> {
 
     fn round(&mut self, other: &mut dyn FnMut(ConnId)) -> Progress {
         let now = self.xen.now();
+        self.xen.begin_work(now);
         self.last_now = now;
         self.tick(now);
         self.collect();
@@ -417,7 +421,7 @@ fn table_size<P: Page>(links: &Links<P>) -> usize {
 }
 
 /// Bytes: one look at one link.
-impl<X: Xen, S: Storage> Dispatcher<X, S> {
+impl<X: Xen> Dispatcher<X> {
     /// Moves what there is to move, and answers whether there was anything.
     fn look_at(&mut self, domid: DomId, now: Instant) -> bool {
         let takes = !self.short || domid == self.links.privileged();
@@ -515,11 +519,7 @@ struct Moved {
 }
 
 /// Moves what can be moved, about one ring full each way at most; requests only if the store `takes` any.
-fn transfer<P: Page, S: Storage>(
-    link: &Link<P>,
-    server: &mut Server<S>,
-    takes: bool,
-) -> Result<Moved, LinkFault> {
+fn transfer<P: Page>(link: &Link<P>, server: &mut Server, takes: bool) -> Result<Moved, LinkFault> {
     let mut sent = 0;
     while sent < RING_BYTES {
         let output = server.poll_output(link.conn);
@@ -588,7 +588,7 @@ impl fmt::Display for LinkFault {
 }
 
 /// Domains: their links come and go.
-impl<X: Xen, S: Storage> Dispatcher<X, S> {
+impl<X: Xen> Dispatcher<X> {
     /// Tells the store of domains that ended or shut down, and lets go of those that ended. Whose ring is mapped may wait for its turn, so
     /// that many ends at once keep nobody from being served: until then Xen gives its domid to nobody.
     fn bury(&mut self) {
@@ -914,7 +914,7 @@ enum ConnectError {
 
 impl ConnectError {
     /// Counts what Xen refused.
-    fn count<S: Storage>(self, server: &mut Server<S>, domid: DomId) {
+    fn count(self, server: &mut Server, domid: DomId) {
         match self {
             Self::Map(_) => server.count_of(domid, Counter::MapFailures),
             Self::Bind(..) => server.count_of(domid, Counter::BindFailures),

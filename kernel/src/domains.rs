@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use log::{error, warn};
-use xenstore::{DomId, DomainEvent, Identity, Instant, Server, Spell, Storage};
+use xenstore::{DomId, DomainEvent, Identity, Instant, Server, Spell};
 
 use crate::bugs;
 use crate::sweep::Sweep;
@@ -91,10 +91,10 @@ impl DomainPoll {
     /// After a hint those are looked at at once of whom nothing `is_mapped`, because a request about a new domain must not be served while
     /// an old one with its id is still known (hostility.md R13). The others are looked at some in each round: as long as a page of a
     /// domain is mapped, Xen gives its id to nobody else.
-    pub fn poll<X: Xen, S: Storage>(
+    pub fn poll<X: Xen>(
         &mut self,
         xen: &mut X,
-        server: &Server<S>,
+        server: &Server,
         is_mapped: impl Fn(Identity) -> bool,
     ) -> Vec<DomainEvent> {
         let now = xen.now();

@@ -8,9 +8,7 @@ use alloc::string::String;
 
 use log::{info, warn};
 use xenstore::state::Restored;
-use xenstore::{DomId, Instant, Progress, Server, Settings, Storage, Tree};
-#[cfg(feature = "storages")]
-use xenstore::{FlatMap, Journaled, StorageKind};
+use xenstore::{DomId, Instant, Progress, Server, Settings};
 
 use crate::boot_info::BootInfo;
 use crate::config::Config;
@@ -25,20 +23,12 @@ pub fn run(boot: BootInfo) -> ! {
     let config = Config::parse(boot.command_line.as_bytes()).unwrap_or_else(|error| crash(error));
     apply(&config);
     let machine = Machine::start(ground, config.event_abi).unwrap_or_else(|error| crash(error));
-    #[cfg(feature = "storages")]
-    match config.storage {
-        StorageKind { is_flat: true, .. } => start::<FlatMap>(machine, &config),
-        StorageKind {
-            is_journaled: true, ..
-        } => start::<Journaled<Tree>>(machine, &config),
-        _ => {}
-    }
-    start::<Tree>(machine, &config)
+    start(machine, &config)
 }
 
-fn start<S: Storage + 'static>(machine: Machine, config: &Config) -> ! {
+fn start(machine: Machine, config: &Config) -> ! {
     let privileged = config.privileged.unwrap_or(machine.privileged_domain());
-    let server = Server::<S>::with_storage(settings(config, privileged, machine.own_domain()));
+    let server = Server::new(settings(config, privileged, machine.own_domain()));
     let dispatcher =
         Dispatcher::start(machine, server, privileged, config).unwrap_or_else(|error| crash(error));
     info!("ready");
@@ -56,18 +46,10 @@ pub fn run_again(handover: Handover) -> ! {
     let config = Config::parse_again(handover.command_line().as_ref().as_bytes())
         .unwrap_or_else(|error| crash(error));
     apply(&config);
-    #[cfg(feature = "storages")]
-    match config.storage {
-        StorageKind { is_flat: true, .. } => go_on::<FlatMap>(ground, &config, &handover),
-        StorageKind {
-            is_journaled: true, ..
-        } => go_on::<Journaled<Tree>>(ground, &config, &handover),
-        _ => {}
-    }
-    go_on::<Tree>(ground, &config, &handover)
+    go_on(ground, &config, &handover)
 }
 
-fn go_on<S: Storage + 'static>(ground: Ground, config: &Config, handover: &Handover) -> ! {
+fn go_on(ground: Ground, config: &Config, handover: &Handover) -> ! {
     let privileged = config.privileged.unwrap_or(ground.privileged_domain());
     let settings = settings(config, privileged, ground.own_domain());
     #[cfg(feature = "inject")]
@@ -75,7 +57,7 @@ fn go_on<S: Storage + 'static>(ground: Ground, config: &Config, handover: &Hando
     #[cfg(not(feature = "inject"))]
     let stream = handover.stream();
     let mut restored =
-        Server::<S>::import(stream, settings, ground.now()).unwrap_or_else(|error| crash(error));
+        Server::import(stream, settings, ground.now()).unwrap_or_else(|error| crash(error));
     if handover.stage() == Stage::Trial
         && let Some(why) = cannot_accept(&restored)
     {
@@ -85,7 +67,7 @@ fn go_on<S: Storage + 'static>(ground: Ground, config: &Config, handover: &Hando
     handover.accept();
 
     let began = handover.began();
-    tell(&mut restored.server, handover, ground.now());
+    tell(&mut restored, handover, ground.now());
     let machine = Machine::again(ground).unwrap_or_else(|error| crash(error));
     let mut dispatcher = Dispatcher::go_on(machine, restored, privileged, config, &pages);
     let pause = dispatcher.now().since(began);
@@ -110,6 +92,7 @@ fn settings(config: &Config, privileged: DomId, own_domid: DomId) -> Settings {
         features,
         grantable,
         quotas: config.quotas.clone(),
+        storage: config.storage,
         event_timeout: config.event_timeout,
         policies: config.policies.clone(),
         layers: config.layers.clone(),
@@ -120,18 +103,21 @@ fn settings(config: &Config, privileged: DomId, own_domid: DomId) -> Settings {
 }
 
 /// What an image that reads old streams only does not take.
-fn cannot_accept<S: Storage>(restored: &Restored<S>) -> Option<String> {
+fn cannot_accept(restored: &Restored) -> Option<String> {
     let is_old = cfg!(feature = "old-stream") && (restored.is_own || restored.version > 1);
     is_old.then(|| format!("a stream of version {} is too new", restored.version))
 }
 
 /// Tells the store what became of the start before.
-fn tell<S: Storage>(server: &mut Server<S>, handover: &Handover, now: Instant) {
+fn tell(restored: &mut Restored, handover: &Handover, now: Instant) {
+    let server = &mut restored.server;
     match handover.stage() {
         Stage::Running | Stage::Trial => server.update_done(),
         Stage::CameBack => server.update_failed(&handover.reason()),
         Stage::Crashed => {
-            let reason = handover.reason();
+            let blamed = restored.crash.and_then(|crash| crash.blamed);
+            let work = blamed.map(|blamed| format!("{blamed}: "));
+            let reason = work.unwrap_or_default() + &handover.reason();
             warn!("restarted after crash {}: {reason}", handover.crashes());
             server.report_crash(now, &reason);
             server.update_failed("The instance crashed and was restarted.");
@@ -139,7 +125,7 @@ fn tell<S: Storage>(server: &mut Server<S>, handover: &Handover, now: Instant) {
     }
 }
 
-fn serve<S: Storage + 'static>(mut dispatcher: Dispatcher<Machine, S>) -> ! {
+fn serve(mut dispatcher: Dispatcher<Machine>) -> ! {
     let next = update::offer(dispatcher.server_mut());
     let dispatcher = guard(Box::leak(Box::new(dispatcher)));
     loop {
@@ -157,7 +143,7 @@ fn serve<S: Storage + 'static>(mut dispatcher: Dispatcher<Machine, S>) -> ! {
     }
 }
 
-impl<S: Storage> Rescue for Dispatcher<Machine, S> {
+impl Rescue for Dispatcher<Machine> {
     fn complete(&mut self) {
         self.server_mut().complete_after_crash();
     }

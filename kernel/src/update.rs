@@ -9,7 +9,7 @@ use core::cell::RefCell;
 use core::convert::Infallible;
 
 use xenstore::state::{Format, Sink};
-use xenstore::{Reads, Refused, Server, Storage, UpdatePlan, Updater};
+use xenstore::{Reads, Refused, Server, UpdatePlan, Updater};
 
 use crate::boot_info::COMMAND_LINE_MAX;
 use crate::dispatch::Dispatcher;
@@ -18,7 +18,7 @@ use crate::next_image::{ImageError, NextImage};
 use crate::xen::Xen;
 
 /// Lets `server` take images over CONTROL, if this domain has room for them. Once.
-pub fn offer<S: Storage>(server: &mut Server<S>) -> Option<NextInstance> {
+pub fn offer(server: &mut Server) -> Option<NextInstance> {
     let staging = Staging {
         successor: Successor::find()?,
         size: 0,
@@ -38,9 +38,9 @@ impl NextInstance {
     ///
     /// # Errors
     /// Why not, for the administrator.
-    pub fn hand_over<X: Xen, S: Storage>(
+    pub fn hand_over<X: Xen>(
         &self,
-        dispatcher: &mut Dispatcher<X, S>,
+        dispatcher: &mut Dispatcher<X>,
         plan: &UpdatePlan,
     ) -> Result<Infallible, String> {
         let line = plan.command_line.as_deref().unwrap_or_default();
@@ -98,9 +98,9 @@ impl Staging {
         Ok(reads)
     }
 
-    fn hand_over<X: Xen, S: Storage>(
+    fn hand_over<X: Xen>(
         &mut self,
-        dispatcher: &mut Dispatcher<X, S>,
+        dispatcher: &mut Dispatcher<X>,
         plan: &UpdatePlan,
     ) -> Result<Infallible, Obstacle> {
         let began = dispatcher.last_now();

@@ -332,7 +332,7 @@ mod tests {
     use super::*;
     use crate::effects::Old;
     use crate::ids::DomId;
-    use crate::storage::Tree;
+    use crate::storage::AnyStorage;
 
     fn ms(milliseconds: u64) -> Instant {
         Instant(milliseconds * 1_000_000)
@@ -363,16 +363,16 @@ mod tests {
         assert_eq!(credit.usable_at(CONFLICTS), ms(20_300));
     }
 
-    fn change(path: &str, made: usize, removed: bool) -> Change<Tree> {
+    fn change(path: &str, made: usize, removed: bool) -> Change {
         Change {
             path: Path::known(path),
             removed,
             made,
-            old: None::<Old<Tree>>,
+            old: None::<Old<AnyStorage>>,
         }
     }
 
-    fn blamed(changes: &[(u16, Change<Tree>)], path: &str) -> Vec<u16> {
+    fn blamed(changes: &[(u16, Change)], path: &str) -> Vec<u16> {
         let mut history = History::default();
         let before = history.open(Instant(0));
         history.keep(domain(9), &change("/a/b", 0, false));

@@ -263,8 +263,7 @@ fn journal<S: Storage>(
     _: Privileged,
     parameters: &[&[u8]],
 ) -> Result<String, Errno> {
-    let log = server.store.nodes.change_log().ok_or(Errno::ENOENT)?;
-    let log = log.try_borrow().map_err(|_| Errno::EIO)?;
+    let log = server.store.journal().ok_or(Errno::ENOENT)?;
     match parameters {
         [] => Ok(log.report()),
         [b"read", position] => {

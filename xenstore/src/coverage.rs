@@ -71,7 +71,7 @@ fn commands(text: &mut String) {
     text.push_str("\n## CONTROL commands\n\n| command | parameters |\n|---|---|\n");
     for control::Command {
         name, parameters, ..
-    } in control::commands::<crate::Tree>()
+    } in control::commands::<crate::AnyStorage>()
     {
         let parameters = parameters.replace('|', "\\|");
         let parameters = if parameters.is_empty() {

@@ -12,7 +12,7 @@ use crate::bugs;
 use crate::faults;
 use crate::ids::Generation;
 use crate::path::{Path, PathRef};
-use crate::storage::{Branch, Leaf, Seed, Storage, Tree, Value};
+use crate::storage::{AnyStorage, Branch, Leaf, Seed, Storage, Value};
 use crate::touched::{Mark, Touched};
 use crate::watch::Watches;
 
@@ -25,7 +25,7 @@ pub(crate) const ENTRY_BYTES: u64 = 24;
 
 /// What a request or transaction did.
 #[derive(Clone)]
-pub(crate) struct Effects<S: Storage = Tree> {
+pub(crate) struct Effects<S: Storage = AnyStorage> {
     changes: Vec<Change<S>>,
     /// Sorted by owner.
     charges: Vec<(Incarnation, Charge)>,
@@ -38,7 +38,7 @@ pub(crate) struct Effects<S: Storage = Tree> {
 
 /// A node of which its watchers hear.
 #[derive(Clone)]
-pub(crate) struct Change<S: Storage = Tree> {
+pub(crate) struct Change<S: Storage = AnyStorage> {
     pub(crate) path: Path,
     /// It was cut off, with all below it.
     pub(crate) removed: bool,
@@ -364,7 +364,7 @@ impl<S: Storage> Editor<'_, S> {
             }
             return;
         };
-        self.done(is_noted, Some(Old::Branch(removed.clone())));
+        self.done(is_noted, is_noted.then(|| Old::Branch(removed.clone())));
         faults::may_crash();
         removed.visit(path, |path, leaf: Leaf<'_>| {
             let owner = leaf.acl.owner();
@@ -396,7 +396,7 @@ impl<S: Storage> Editor<'_, S> {
         let old = mem::replace(&mut node.acl, acl);
         let old_cost = cost(path, &node.value, &old);
         node.generation = generation;
-        self.done(is_noted, Some(Old::Acl(Rc::clone(&old))));
+        self.done(is_noted, is_noted.then(|| Old::Acl(Rc::clone(&old))));
         faults::may_crash();
         if !path.is_special() {
             self.effects

@@ -95,6 +95,6 @@ pub use quota::{Quota, Quotas};
 pub use run::Budget;
 pub use server::{Action, DomainEvent, Outcome, Progress, Server, Settings};
 pub use spell::{Spell, Untold};
-pub use storage::{ChangeLog, FlatMap, Journaled, Kind as StorageKind, Storage, Tree};
+pub use storage::{AnyStorage, ChangeLog, FlatMap, Journaled, Kind as StorageKind, Storage, Tree};
 pub use time::Instant;
 pub use wire::Errno;

@@ -314,6 +314,9 @@ impl<S: Storage> Server<S> {
             self.tell(effects.changes());
             drop(effects);
             self.telling = Telling::default();
+            self.write_journal();
+        } else {
+            self.store.nodes.forget();
         }
         Rc::make_mut(&mut self.effects).clear();
         if let Some(AtWork { conn, header, .. }) = self.at_work

@@ -29,7 +29,7 @@ use crate::memory::{Left, Supply};
 use crate::output::Cause;
 use crate::policy::{self, Policies};
 use crate::quota::{Peaks, Quotas};
-use crate::storage::{Storage, Tree};
+use crate::storage::{AnyStorage, Kind, Storage};
 use crate::store::Store;
 use crate::time::{Instant, earlier};
 use crate::transaction::Log;
@@ -50,6 +50,8 @@ pub struct Settings {
     pub features: Features,
     /// What SET_FEATURE may give a domain besides.
     pub grantable: Features,
+    /// How nodes are kept, if the server's type leaves that open ([`AnyStorage`]).
+    pub storage: Kind,
     /// How long an unprivileged client may leave an event unread; zero for ever.
     pub event_timeout: Duration,
     /// Who may do what.
@@ -73,6 +75,7 @@ impl Settings {
             quotas: Quotas::default(),
             features: Features::ALL,
             grantable: Features::NONE,
+            storage: Kind::default(),
             event_timeout: Duration::from_secs(20),
             policies: policy::Choice::default(),
             layers: layer::Choice::default(),
@@ -149,7 +152,7 @@ pub enum Progress {
 }
 
 /// The whole xenstore.
-pub struct Server<S: Storage = Tree> {
+pub struct Server<S: Storage = AnyStorage> {
     pub(crate) settings: Settings,
     pub(crate) store: Store<S>,
     pub(crate) domains: Domains,
@@ -280,7 +283,7 @@ impl<S: Storage> Server<S> {
 }
 
 impl Server {
-    /// A store over a [`Tree`], with its first nodes and no connection.
+    /// A store that keeps its nodes as the settings say, with its first nodes and no connection.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
         Self::with_storage(settings)
@@ -299,7 +302,7 @@ impl<S: Storage> Server<S> {
     pub(crate) fn bare(settings: Settings) -> Self {
         let (domains, owner) = Domains::new(settings.privileged, settings.features);
         Self {
-            store: Store::new(owner),
+            store: Store::new(settings.storage, owner),
             domains,
             settings,
             connections: Connections::default(),

@@ -14,7 +14,7 @@ use crate::ids::{ConnId, Generation};
 use crate::path::PathRef;
 use crate::quota::{Peaks, Quota};
 use crate::server::Server;
-use crate::storage::{Branch, Seed, Storage, Value};
+use crate::storage::{Branch, ChangeLog, Kind, Seed, Storage, Value};
 use crate::watch::Watches;
 
 /// Told when a domain is introduced.
@@ -27,6 +27,8 @@ pub(crate) struct Store<S: Storage> {
     pub(crate) nodes: S,
     pub(crate) generation: Generation,
     pub(crate) sums: Sums,
+    /// The journal; empty, if the nodes are kept without one.
+    pub(crate) log: ChangeLog,
 }
 
 /// All nodes, and what they cost their owners together.
@@ -45,8 +47,8 @@ impl Sums {
 
 impl<S: Storage> Store<S> {
     /// The root and the special names (protocol.md section 5.5): the privileged domain's; every guest may hear of releases.
-    pub(crate) fn new(owner: Incarnation) -> Self {
-        let mut nodes = S::new(owner);
+    pub(crate) fn new(kind: Kind, owner: Incarnation) -> Self {
+        let mut nodes = S::of(kind, owner);
         let everyone = Entry {
             letter: Letter::Read,
             holder: Holder::Any,
@@ -65,7 +67,13 @@ impl<S: Storage> Store<S> {
             nodes,
             generation: Generation(0),
             sums: Sums::default(),
+            log: ChangeLog::default(),
         }
+    }
+
+    /// The journal, if one is kept.
+    pub(crate) fn journal(&self) -> Option<&ChangeLog> {
+        self.nodes.is_journaled().then_some(&self.log)
     }
 
     /// What changes the nodes, for these watchers.
@@ -105,17 +113,25 @@ impl<S: Storage> Server<S> {
             log::error!("accounts were wrong and are counted again");
             self.recount();
         }
-        let effects = Rc::clone(&self.effects);
-        self.tell(effects.changes());
-        if let Some(conn) = conn {
-            self.note_changes(conn, &effects);
+        if !self.effects.changes().is_empty() {
+            let effects = Rc::clone(&self.effects);
+            self.tell(effects.changes());
+            if let Some(conn) = conn {
+                self.note_changes(conn, &effects);
+            }
         }
-        let is_alive = |incarnation| self.domains.alive(incarnation).is_some();
-        self.store.nodes.committed(self.now, &is_alive);
+        self.write_journal();
         faults::may_crash();
-        drop(effects);
         Rc::make_mut(&mut self.effects).clear();
         self.telling = Telling::default();
+    }
+
+    /// Writes down what has changed in the store's nodes, if a journal is kept.
+    #[inline]
+    pub(crate) fn write_journal(&mut self) {
+        let is_alive = |incarnation| self.domains.alive(incarnation).is_some();
+        let Store { nodes, log, .. } = &mut self.store;
+        nodes.committed(log, self.now, &is_alive);
     }
 
     /// Where to note the effects of a change of the store's own.

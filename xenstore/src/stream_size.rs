@@ -9,7 +9,7 @@ use crate::counters;
 use crate::effects::{ENTRY_BYTES, NODE_BYTES};
 use crate::server::Server;
 use crate::state::nodes_most;
-use crate::storage::Storage;
+use crate::storage::{ChangeLog, Storage};
 
 /// Bytes that each permission has in the stream, at most.
 const ENTRY_MOST: u64 = 5;
@@ -43,9 +43,8 @@ impl<S: Storage> Server<S> {
         all = all.saturating_add(domains.saturating_mul(of_domain));
         all = all.saturating_add(self.connections.weigh(weight));
         all = all.saturating_add(wide(self.actions.len()).saturating_mul(ACTION_MOST));
-        let log = self.store.nodes.change_log();
-        let journal = log.and_then(|log| Some(log.try_borrow().ok()?.len()));
-        all = all.saturating_add(journal.unwrap_or_default());
+        let journal = self.store.journal().map_or(0, ChangeLog::len);
+        all = all.saturating_add(journal);
         let changes = self.history.kept().map(|change| {
             let path = wide(change.path.as_ref().as_str().len());
             path.saturating_add(CHANGE_MOST)

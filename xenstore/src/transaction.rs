@@ -680,13 +680,17 @@ impl<S: Storage> Transaction<S> {
         Ok(())
     }
 
-    /// Takes what another instance of the server had noted of its nodes, and counts that.
-    pub(crate) fn restore_notes(&mut self, notes: Vec<(&str, bool)>) {
-        self.nodes.forget();
-        for (path, is_removed) in notes {
-            self.nodes.restore_note(PathRef::known(path), is_removed);
+    /// Takes what another instance of the server had noted of its nodes, and counts that. If that one kept no journal, what was noted when
+    /// the nodes were made counts.
+    pub(crate) fn restore_notes(&mut self, notes: Option<Vec<(&str, bool)>>) {
+        if let Some(notes) = notes {
+            self.nodes.forget();
+            for (path, is_removed) in notes {
+                self.nodes.restore_note(PathRef::known(path), is_removed);
+            }
         }
-        self.bytes = self.bytes.saturating_add(self.nodes.noted_bytes());
+        let noted = self.bytes.saturating_add(self.nodes.noted_bytes());
+        self.bytes = noted.saturating_sub(self.base.noted_bytes());
     }
 
     /// Keeps a request, and counts what it costs.

@@ -18,12 +18,12 @@ use std::path::{Path, PathBuf};
 use on_core::Core;
 use transcript::run::play;
 use transcript::syntax::parse;
-use xenstore::{FlatMap, Tree};
+use xenstore::{AnyStorage, FlatMap};
 
 /// Plays one case on both storages. At its end every message must have been announced, and the store's accounts must be right.
 fn holds(text: &str) {
     let cases = parse(&format!("case it holds\n{text}")).unwrap_or_else(|why| panic!("{why}"));
-    let mut failures = play("tree", &cases, Core::<Tree>::new).failures;
+    let mut failures = play("tree", &cases, Core::<AnyStorage>::new).failures;
     failures.extend(play("flat map", &cases, Core::<FlatMap>::new).failures);
     assert!(failures.is_empty(), "{}", failures.join("\n\n"));
 }

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use machine::Machine;
 use message::{ERROR, Message};
 use request::request;
-use xenstore::{DomId, Settings, Tree};
+use xenstore::{AnyStorage, DomId, Settings};
 
 /// The toolstack, and the guest that writes.
 const TOOLSTACK: u16 = 0;
@@ -30,7 +30,7 @@ const WRITES_A_STEP: u64 = 20;
 
 /// A machine with clients that count what they got.
 struct Scene {
-    machine: Machine<Tree>,
+    machine: Machine<AnyStorage>,
     now_ms: u64,
     written: u64,
     /// Replies that came, by domain.

@@ -12,8 +12,8 @@ use std::sync::Mutex;
 use xenstore::state::{Format, HostLink, Restored, Sink};
 use xenstore::wire::{HEADER_SIZE, Header, Kind};
 use xenstore::{
-    Action, Blamed, ConnId, Crash, DomId, Errno, Identity, Instant, Outcome, Reads, Refused, ReqId,
-    Server, Settings, Tree, UniqueId, Updater,
+    Action, AnyStorage, Blamed, ConnId, Crash, DomId, Errno, Identity, Instant, Outcome, Reads,
+    Refused, ReqId, Server, Settings, UniqueId, Updater,
 };
 
 /// Where one of these stands in a line of the log, the log panics, if it is the way of the request that the line speaks of.
@@ -107,13 +107,13 @@ impl Scene {
     }
 
     /// What was sent makes the store panic; it is started anew.
-    fn crash(&mut self) -> Restored<Tree> {
+    fn crash(&mut self) -> Restored {
         self.crash_in(|server| {
             server.run(Instant(0), 1000);
         })
     }
 
-    fn crash_in(&mut self, work: impl FnOnce(&mut Server)) -> Restored<Tree> {
+    fn crash_in(&mut self, work: impl FnOnce(&mut Server)) -> Restored {
         let server = &mut self.server;
         let crashed = catch_unwind(AssertUnwindSafe(|| work(server)));
         assert!(crashed.is_err());
@@ -180,7 +180,7 @@ fn t_panic_07_a_guest_may_begin_anew_once_and_not_after_another_crash() {
     let mut stream = Vec::new();
     let server = &scene.server;
     server.export(Format::Own, Instant(0), &NOBODY, &mut stream);
-    let restored = Server::<Tree>::import(&stream, settings(), Instant(0)).unwrap();
+    let restored = Server::<AnyStorage>::import(&stream, settings(), Instant(0)).unwrap();
     assert!(!restored.server.may_reset(culprit));
     let introduced = Identity {
         domid: DomId::new(1),
@@ -302,9 +302,11 @@ fn a_host_can_say_better_whose_work_it_was() {
         let mut stream = Vec::new();
         let server = &scene.server;
         server.export_after_crash(Instant(0), &NOBODY, at_work, &mut stream);
-        let restored = Server::<Tree>::import(&stream, settings(), Instant(0)).unwrap();
+        let restored = Server::<AnyStorage>::import(&stream, settings(), Instant(0)).unwrap();
         let crash = restored.crash.unwrap();
         assert_eq!(crash.blamed.map(|blamed| blamed.conn), at_work);
+        let told = crash.blamed.map(|blamed| blamed.to_string());
+        assert_eq!(told.as_deref(), at_work.map(|_| "working for domain 2"));
         let stopped = restored.links.iter().filter(|link| link.is_stopped);
         assert_eq!(stopped.count(), usize::from(at_work.is_some()));
     }
@@ -334,6 +336,25 @@ fn a_report_is_two_nodes_and_counts_on() {
         let restored = Server::import(&stream, settings(), Instant(0)).unwrap();
         scene.server = restored.server;
     }
+}
+
+#[test]
+fn a_report_is_shorter_where_only_the_reserve_is_left() {
+    let _one = ONE_AT_A_TIME
+        .lock()
+        .unwrap_or_else(|lock| lock.into_inner());
+    let mut scene = Scene::new();
+    let toolstack = scene.toolstack;
+    scene
+        .server
+        .handle_memory(Instant(5), 1000, 8 << 20, u64::MAX);
+    assert!(scene.server.is_at_reserve());
+    let text = format!("panic{}", "x".repeat(5000));
+    scene.server.report_crash(Instant(5), &text);
+    let mut read = |path: &[u8]| scene.ask(toolstack, Kind::Read, 0, path);
+    assert_eq!(read(b"/tool/xenstored/crash/count\0"), "1");
+    let last = read(b"/tool/xenstored/crash/last\0");
+    assert!(text.starts_with(&last) && last.len() == 256, "{last}");
 }
 
 /// A sink that has room for so many bytes.

@@ -21,7 +21,7 @@ use xenstore::layer::{self, Call, Done, Gate, Layer, View};
 use xenstore::policy;
 use xenstore::state::{Damage, Format, HostLink};
 use xenstore::wire::Kind;
-use xenstore::{ConnId, DomId, Errno, Instant, Server, Settings, Tree};
+use xenstore::{AnyStorage, ConnId, DomId, Errno, Instant, Server, Settings};
 
 const TOOLSTACK: u16 = 0;
 const GUEST: u16 = 1;
@@ -31,7 +31,7 @@ fn settings() -> Settings {
 }
 
 /// A store with a guest that owns its home.
-fn machine(settings: Settings) -> Machine<Tree> {
+fn machine(settings: Settings) -> Machine<AnyStorage> {
     let mut machine = Machine::new(settings);
     machine.create(GUEST, true);
     assert_eq!(machine.ask(TOOLSTACK, "INTRODUCE", "1\x001\x007\0"), "OK");
@@ -41,7 +41,7 @@ fn machine(settings: Settings) -> Machine<Tree> {
     machine
 }
 
-impl Machine<Tree> {
+impl Machine<AnyStorage> {
     fn post(&mut self, who: u16, what: &str, payload: &str) {
         assert!(self.send(who, &request(what, 0, payload)));
     }
@@ -75,7 +75,8 @@ impl Machine<Tree> {
         self.pump();
         let stream = self.state();
         let now = self.now;
-        let restored = Server::<Tree>::import(&stream, settings, now).map_err(|error| error.why)?;
+        let restored =
+            Server::<AnyStorage>::import(&stream, settings, now).map_err(|error| error.why)?;
         for link in &restored.links {
             let domid = link.domid.unwrap();
             self.links.get_mut(&domid.get()).unwrap().conn = link.conn;
@@ -142,7 +143,7 @@ impl Layer for Scribe {
 }
 
 /// A store with three layers, of which the middle one does this; and what they are told.
-fn between(gate: fn(&Call<'_>) -> Gate) -> (Machine<Tree>, Rc<RefCell<Vec<String>>>) {
+fn between(gate: fn(&Call<'_>) -> Gate) -> (Machine<AnyStorage>, Rc<RefCell<Vec<String>>>) {
     let mut machine = machine(settings());
     let lines = Rc::new(RefCell::new(Vec::new()));
     let passes: fn(&Call<'_>) -> Gate = |_| Gate::Pass;

@@ -1,5 +1,6 @@
 //! Live update as the administrator's tool asks for it, with a host that only notes what it is told.
 #![expect(
+    clippy::indexing_slicing,
     clippy::unwrap_used,
     reason = "a test that goes wrong here should stop at once"
 )]
@@ -11,8 +12,8 @@ use std::rc::Rc;
 use xenstore::state::{Format, HostLink};
 use xenstore::wire::{HEADER_SIZE, Kind};
 use xenstore::{
-    ConnId, DomId, DomainEvent, Identity, Instant, Reads, Refused, ReqId, Server, Settings, Tree,
-    UniqueId, UpdatePlan, Updater, wire::Header,
+    AnyStorage, ConnId, DomId, DomainEvent, Features, Identity, Instant, Reads, Refused, ReqId,
+    Server, Settings, StorageKind, UniqueId, UpdatePlan, Updater, wire::Header,
 };
 
 /// What the host was told of the image, and what it says.
@@ -136,16 +137,107 @@ impl Scene {
     fn next_instance(&self, format: Format) -> Server {
         let mut stream = Vec::new();
         self.server.export(format, Instant(0), &NOBODY, &mut stream);
-        let restored = Server::<Tree>::import(&stream, settings(), Instant(0));
+        let restored = Server::<AnyStorage>::import(&stream, settings(), Instant(0));
         restored.unwrap().server
     }
 }
 
-fn send<S: xenstore::Storage>(server: &mut Server<S>, conn: ConnId, kind: Kind, payload: &[u8]) {
+/// A store that keeps its nodes in this way, and in which transactions may be inside others.
+fn kept(word: &str) -> Settings {
+    let mut settings = settings();
+    settings.features = settings.features.with(Features::NESTED_TRANSACTIONS);
+    settings.storage = StorageKind::parse(word.as_bytes()).unwrap();
+    settings
+}
+
+#[test]
+fn a_journal_has_all_that_becomes_the_stores_after_it_began_and_nothing_before() {
+    for before in ["tree", "flat", "journal"] {
+        for after in ["journal", "journal:flat"] {
+            let mut store = Store::kept(before);
+            store.ask(0, Kind::Write, b"/before\0x");
+            store.ask(0, Kind::TransactionStart, b"\0");
+            store.ask(1, Kind::Write, b"/t/a\0x");
+            store.ask(1, Kind::TransactionStart, b"\0");
+            store.ask(2, Kind::Write, b"/t/b\0y");
+            store.ask(2, Kind::Rm, b"/before\0");
+            store.go_on(after);
+            assert_eq!(store.ask(2, Kind::TransactionEnd, b"T\0"), "OK\0");
+            assert_eq!(store.ask(1, Kind::TransactionEnd, b"T\0"), "OK\0");
+            let journal = store.ask(0, Kind::Control, b"journal\0read\x000\0");
+            let (first, after) = journal.trim_end_matches('\0').split_once('\n').unwrap();
+            let last = after.lines().last().unwrap().split('.').next().unwrap();
+            let commit = after.lines().filter(|line| line.starts_with(last));
+            // Parents of what was changed before the journal began may be there, too.
+            let parent = ["set / n0 ", "set /t n0 "];
+            let mut lines: Vec<&str> = commit
+                .map(|line| line.splitn(3, ' ').last().unwrap())
+                .collect();
+            assert_eq!((first, lines[0]), ("0", "set /t n0 "));
+            lines.retain(|line| !parent.contains(line));
+            lines.sort_unstable();
+            assert_eq!(lines, ["rm /before", "set /t/a n0 x", "set /t/b n0 y"]);
+            assert_eq!(last == "1", before != "journal");
+        }
+    }
+}
+
+#[test]
+fn a_journal_ends_with_an_update_to_a_store_without_one_and_begins_anew() {
+    let mut store = Store::kept("journal");
+    store.ask(0, Kind::Write, b"/t\0x");
+    store.go_on("flat");
+    assert_eq!(store.ask(0, Kind::Control, b"journal\0"), "ENOENT\0");
+    assert_eq!(store.ask(0, Kind::Read, b"/t\0"), "x");
+    store.go_on("journal");
+    let journal = store.ask(0, Kind::Control, b"journal\0read\x000\0");
+    assert_eq!(journal, "0\n\0");
+    store.ask(0, Kind::Rm, b"/t\0");
+    let journal = store.ask(0, Kind::Control, b"journal\0read\x000\0");
+    assert_eq!(journal, "0\n1.1/1 0 rm /t\n\0");
+}
+
+/// A store and its toolstack.
+struct Store {
+    server: Server,
+    toolstack: ConnId,
+}
+
+impl Store {
+    fn kept(word: &str) -> Self {
+        let mut server = Server::new(kept(word));
+        let toolstack = server.open_domain(Identity {
+            domid: DomId::new(0),
+            unique: UniqueId(0),
+        });
+        Self { server, toolstack }
+    }
+
+    fn ask(&mut self, tx_id: u32, kind: Kind, payload: &[u8]) -> String {
+        send_in(&mut self.server, self.toolstack, tx_id, kind, payload);
+        receive(&mut self.server, self.toolstack).unwrap()
+    }
+
+    /// Another instance takes over that keeps nodes in this way.
+    fn go_on(&mut self, word: &str) {
+        let mut stream = Vec::new();
+        self.server
+            .export(Format::Own, Instant(0), &NOBODY, &mut stream);
+        let restored = Server::import(&stream, kept(word), Instant(0)).unwrap();
+        self.toolstack = restored.links[0].conn;
+        self.server = restored.server;
+    }
+}
+
+fn send(server: &mut Server, conn: ConnId, kind: Kind, payload: &[u8]) {
+    send_in(server, conn, 0, kind, payload);
+}
+
+fn send_in(server: &mut Server, conn: ConnId, tx_id: u32, kind: Kind, payload: &[u8]) {
     let header = Header {
         kind: kind.number(),
         req_id: ReqId(77),
-        tx_id: 0,
+        tx_id,
         len: u32::try_from(payload.len()).unwrap(),
     };
     let bytes = [&header.encode()[..], payload].concat();
@@ -154,7 +246,7 @@ fn send<S: xenstore::Storage>(server: &mut Server<S>, conn: ConnId, kind: Kind, 
 }
 
 /// The payload of the next message, if there is one.
-fn receive<S: xenstore::Storage>(server: &mut Server<S>, conn: ConnId) -> Option<String> {
+fn receive(server: &mut Server, conn: ConnId) -> Option<String> {
     let message = server.poll_message(conn).concat();
     server.consume_output(conn, message.len());
     let (header, payload) = message.split_first_chunk::<HEADER_SIZE>()?;

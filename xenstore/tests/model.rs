@@ -21,7 +21,7 @@ use model::{ANY, FRAGMENTS, Fate, Model, QUOTAS};
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
-use xenstore::{DomId, Features, FlatMap, Journaled, Quota, Settings, Storage, Tree};
+use xenstore::{AnyStorage, DomId, Features, FlatMap, Journaled, Quota, Settings, Storage, Tree};
 
 /// The privileged domain.
 const TOOLSTACK: u16 = 0;
@@ -40,17 +40,21 @@ const HOLDS_MAX: u32 = 10;
 #[test]
 fn the_store_does_what_the_model_does() {
     let scripts = prop::collection::vec(step(), 1..60);
-    run(300, &scripts, |script| compare::<Tree>(&script));
+    run(300, &scripts, |script| compare::<AnyStorage>(&script));
 }
 
 #[test]
 fn transactions_are_as_if_they_had_run_at_once() {
-    run(600, &transactions(), |script| compare::<Tree>(&script));
+    run(600, &transactions(), |script| {
+        compare::<AnyStorage>(&script)
+    });
 }
 
 #[test]
 fn transactions_inside_others_are_as_if_they_had_run_in_these_at_once() {
-    run(600, &nested(), |script| compare_nested::<Tree>(&script));
+    run(600, &nested(), |script| {
+        compare_nested::<AnyStorage>(&script)
+    });
     run(100, &nested(), |script| compare_nested::<FlatMap>(&script));
     run(100, &nested(), |script| {
         compare_nested::<Journaled<Tree>>(&script)

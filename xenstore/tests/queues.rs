@@ -14,7 +14,7 @@ mod request;
 use machine::Machine;
 use message::{ERROR, Message};
 use request::request;
-use xenstore::{DomId, Instant, Settings, Tree};
+use xenstore::{AnyStorage, DomId, Instant, Settings};
 
 const TOOLSTACK: u16 = 0;
 const GUEST: u16 = 1;
@@ -23,14 +23,14 @@ const CHANGES: usize = 3000;
 /// Far more requests than replies may wait for anyone.
 const REQUESTS: usize = 3000;
 
-fn machine() -> Machine<Tree> {
+fn machine() -> Machine<AnyStorage> {
     let mut machine = Machine::new(Settings::new(DomId::new(TOOLSTACK), DomId::new(31)));
     machine.create(GUEST, true);
     assert!(machine.request("INTRODUCE", "1\x001\x007\0"));
     machine
 }
 
-impl Machine<Tree> {
+impl Machine<AnyStorage> {
     /// A request of the toolstack; whether it was granted.
     fn request(&mut self, what: &str, payload: &str) -> bool {
         self.post(TOOLSTACK, what, payload);

@@ -8,9 +8,7 @@ use std::process::ExitCode;
 
 use host::daemon::Daemon;
 use lexopt::prelude::*;
-use xenstore::{
-    DomId, FlatMap, Journaled, Nesting, Quota, Settings, Storage, StorageKind, Tree, layer, policy,
-};
+use xenstore::{DomId, Nesting, Quota, Settings, StorageKind, layer, policy};
 
 const HELP: &str = "\
 ferrostored [--socket PATH] [--domains N] [--quota NAME=LIMIT]... [--transactions WORD] [--store WORD]
@@ -47,7 +45,6 @@ fn run() -> Result<(), Box<dyn Error>> {
         std::env::var_os("XENSTORED_PATH").map_or(DEFAULT_SOCKET.into(), PathBuf::from);
     let mut settings = Settings::new(DOM0, DOM0);
     let mut domains = 0;
-    let mut storage = StorageKind::default();
     let mut level = log::LevelFilter::Info;
     let mut ignored = Vec::new();
     let mut arguments = lexopt::Parser::from_env();
@@ -60,7 +57,9 @@ fn run() -> Result<(), Box<dyn Error>> {
                 let nesting = Nesting::parse(arguments.value()?.string()?.as_bytes())?;
                 (settings.features, settings.grantable) = nesting.features();
             }
-            Long("store") => storage = StorageKind::parse(arguments.value()?.string()?.as_bytes())?,
+            Long("store") => {
+                settings.storage = StorageKind::parse(arguments.value()?.string()?.as_bytes())?;
+            }
             Long("policy") => {
                 let chosen = policy::Choice::parse(arguments.value()?.as_encoded_bytes());
                 settings.policies = chosen.map_err(|error| format!("policy {error}"))?;
@@ -82,20 +81,11 @@ fn run() -> Result<(), Box<dyn Error>> {
     for error in ignored {
         log::warn!("ignoring layer {error}");
     }
-    match (storage.is_flat, storage.is_journaled) {
-        (false, false) => serve::<Tree>(&socket, settings, domains),
-        (true, false) => serve::<FlatMap>(&socket, settings, domains),
-        (false, true) => serve::<Journaled<Tree>>(&socket, settings, domains),
-        (true, true) => serve::<Journaled<FlatMap>>(&socket, settings, domains),
-    }
+    serve(&socket, settings, domains)
 }
 
-fn serve<S: Storage>(
-    socket: &Path,
-    settings: Settings,
-    domains: u16,
-) -> Result<(), Box<dyn Error>> {
-    let mut daemon = Daemon::<S>::listen(socket, settings, domains)
+fn serve(socket: &Path, settings: Settings, domains: u16) -> Result<(), Box<dyn Error>> {
+    let mut daemon = Daemon::listen(socket, settings, domains)
         .map_err(|error| format!("cannot listen at {}: {error}", socket.display()))?;
     log::info!("serving {}", socket.display());
     if domains > 0 {

@@ -12,8 +12,8 @@ use kernel::xen::{LocalPort, Page as _, XenError};
 use model::{Left, Model};
 use xenstore::state::{Format, HostLink};
 use xenstore::{
-    Completed, ConnId, DomId, Entry, Identity, Instant, Nesting, Noted, Progress, Quota, Server,
-    Settings, Tree, faults, layer, policy,
+    AnyStorage, Completed, ConnId, DomId, Entry, Identity, Instant, Nesting, Noted, Progress,
+    Quota, Server, Settings, faults, layer, policy,
 };
 
 use super::coverage::Coverage;
@@ -781,7 +781,7 @@ impl World {
     fn renew(&mut self) -> Result<(), String> {
         let now = self.xen.time();
         let stream = self.state(now);
-        let restored = Server::<Tree>::import(&stream, self.settings.clone(), now)
+        let restored = Server::<AnyStorage>::import(&stream, self.settings.clone(), now)
             .map_err(|error| format!("the state cannot be read: {error}"))?;
         let links = restored.links.iter();
         let connections: Vec<(DomId, ConnId)> = links
@@ -812,7 +812,7 @@ impl World {
         let host = |_| HostLink::default();
         let server = self.dispatcher.server();
         server.export_after_crash(now, &host, None, &mut stream);
-        let restored = Server::<Tree>::import(&stream, self.settings.clone(), now)
+        let restored = Server::<AnyStorage>::import(&stream, self.settings.clone(), now)
             .map_err(|error| format!("what a crash left cannot be read: {error}"))?;
         let blamed = restored.crash.and_then(|crash| crash.blamed);
         let blamed = blamed.ok_or("a crash is nobody's")?;

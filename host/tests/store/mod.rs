@@ -2,7 +2,8 @@
 
 use xenstore::wire::{HEADER_SIZE, Header, Kind};
 use xenstore::{
-    Action, ConnId, DomId, Identity, Instant, Outcome, Progress, ReqId, Server, Settings, UniqueId,
+    Action, ConnId, DomId, Identity, Instant, Outcome, Progress, ReqId, Server, Settings,
+    StorageKind, UniqueId,
 };
 
 /// The store and its connections, by domid.
@@ -14,8 +15,13 @@ pub(crate) struct Store {
 impl Store {
     /// A store with domain 0 and so many guests, each with a home of its own.
     pub(crate) fn new(guests: u16) -> Self {
+        Self::kept(StorageKind::default(), guests)
+    }
+
+    /// The same, with its nodes kept in this way.
+    pub(crate) fn kept(storage: StorageKind, guests: u16) -> Self {
         let mut store = Self {
-            server: Server::new(Settings::new(DomId::new(0), DomId::new(31))),
+            server: Server::new(settings(storage)),
             conns: Vec::new(),
         };
         for domain in 0..=guests {
@@ -109,6 +115,13 @@ impl Store {
         let id = self.ask(domain, Kind::TransactionStart, 0, b"\0");
         let digits = String::from_utf8(id).unwrap();
         digits.trim_end_matches('\0').parse().unwrap()
+    }
+}
+
+pub(crate) fn settings(storage: StorageKind) -> Settings {
+    Settings {
+        storage,
+        ..Settings::new(DomId::new(0), DomId::new(31))
     }
 }
 

@@ -434,10 +434,11 @@ impl<S: Storage> Export<'_, S> {
 
     /// Writes the nodes that were collected.
     fn packed(&mut self) {
-        let nodes = self.packer.take();
+        let nodes = self.packer.bytes();
         if !nodes.is_empty() {
-            self.out.record(NODES, |body| body.block(&nodes));
+            self.out.record(NODES, |body| body.block(nodes));
         }
+        self.packer.begin();
     }
 
     fn node(&mut self, path: PathRef<'_>, node: &Node<S::Child>) {
@@ -759,8 +760,7 @@ impl<S: Storage> Export<'_, S> {
 
     /// The journal in two pieces, if there is one.
     fn journal(&mut self) {
-        let log = self.server.store.nodes.change_log();
-        let Some(log) = log.and_then(|log| log.try_borrow().ok()) else {
+        let Some(log) = self.server.store.journal() else {
             return;
         };
         let ([dropped_bytes, dropped_lines, commits], (first, second)) = log.all();

@@ -5,7 +5,7 @@
 //!
 //! ```
 //! use xenstore::state::{Format, HostLink};
-//! use xenstore::{DomId, Instant, Server, Settings, Tree};
+//! use xenstore::{DomId, Instant, Server, Settings, AnyStorage};
 //!
 //! let settings = Settings::new(DomId::new(0), DomId::new(0));
 //! let server = Server::new(settings.clone());
@@ -15,7 +15,7 @@
 //! let left_out = server.export(Format::Own, Instant(0), &links, &mut stream);
 //! assert!(left_out.is_empty());
 //!
-//! let restored = Server::<Tree>::import(&stream, settings, Instant(0))?;
+//! let restored = Server::<AnyStorage>::import(&stream, settings, Instant(0))?;
 //! for link in &restored.links {
 //!     // `link.conn` is the connection; it has the number that it had before, and `link.host` what the host had for it.
 //!     println!("connection {} of {:?}: {:?}", link.conn.number(), link.domid, link.host);
@@ -48,7 +48,7 @@ pub use records::{Record, Records};
 use crate::crash::Crash;
 use crate::ids::{ConnId, DomId, Identity};
 use crate::server::Server;
-use crate::storage::Storage;
+use crate::storage::{AnyStorage, Storage};
 
 /// For whom a stream is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,7 +117,7 @@ pub struct HostLink {
 }
 
 /// A server made from a stream.
-pub struct Restored<S: Storage> {
+pub struct Restored<S: Storage = AnyStorage> {
     /// It has all that the stream has; nothing was run or told.
     pub server: Server<S>,
     /// The version of the stream.

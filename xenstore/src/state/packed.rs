@@ -61,17 +61,27 @@ impl Packer {
             self.varint(flagged(entries.len() / 4, !departed.is_empty()));
             self.bytes.extend_from_slice(entries);
             self.bytes.extend_from_slice(departed);
-            self.entries = entries.to_vec();
-            self.departed = departed.to_vec();
+            self.entries.clear();
+            self.entries.extend_from_slice(entries);
+            self.departed.clear();
+            self.departed.extend_from_slice(departed);
         }
         self.varint(wide(value.len()));
         self.bytes.extend_from_slice(value);
         wide(self.bytes.len()) >= ENOUGH
     }
 
-    /// The nodes that were added; the next begins another record.
-    pub(super) fn take(&mut self) -> Vec<u8> {
-        core::mem::take(self).bytes
+    /// The nodes that were added.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The next node begins another record. All memory is kept: after a crash what is given back is lost.
+    pub(super) fn begin(&mut self) {
+        self.bytes.clear();
+        self.entries.clear();
+        self.departed.clear();
+        self.generation = 0;
     }
 
     /// Seven bits to a byte, the lowest first; all bytes but the last have the highest bit.
@@ -211,10 +221,10 @@ mod tests {
             );
             before = path;
         }
-        let bytes = packer.take();
+        let bytes = packer.bytes();
         [
             &u32::try_from(bytes.len()).unwrap().to_le_bytes()[..],
-            &bytes,
+            bytes,
         ]
         .concat()
     }

@@ -8,6 +8,7 @@ use alloc::format;
 use alloc::string::String;
 use core::fmt::{self, Write};
 
+use crate::faults;
 use crate::path::PathRef;
 use crate::time::Instant;
 
@@ -22,6 +23,8 @@ pub struct ChangeLog {
     dropped_bytes: u64,
     dropped_lines: u64,
     commits: u64,
+    /// Where the lines of a commit begin that is not known to be whole.
+    unfinished: Option<u64>,
 }
 
 /// One change.
@@ -36,16 +39,18 @@ pub(super) enum Edit<'a> {
 }
 
 impl ChangeLog {
-    /// Writes down the changes of a commit.
+    /// Writes down the changes of a commit, in place of what a crash may have left of it. It counts when it is [finished](Self::finish).
     pub(super) fn append<'a>(
         &mut self,
         now: Instant,
         edits: impl Iterator<Item = Edit<'a>> + Clone,
     ) {
+        self.take_back();
         let count = edits.clone().count();
         if count == 0 {
             return;
         }
+        self.unfinished = Some(self.end());
         self.commits = self.commits.saturating_add(1);
         let commit = self.commits;
         let ms = now.0 / 1_000_000;
@@ -54,6 +59,22 @@ impl ChangeLog {
             if written.is_err() {
                 self.dropped_lines = self.dropped_lines.saturating_add(1);
             }
+            faults::may_crash();
+        }
+    }
+
+    /// The commit that was written last is whole, and its changes are not noted any more.
+    pub(super) fn finish(&mut self) {
+        self.unfinished = None;
+    }
+
+    /// Takes back what there is of a commit that is to be written again.
+    fn take_back(&mut self) {
+        if let Some(start) = self.unfinished.take() {
+            let kept = start.saturating_sub(self.dropped_bytes);
+            self.bytes
+                .truncate(usize::try_from(kept).unwrap_or(usize::MAX));
+            self.commits = self.commits.saturating_sub(1);
         }
     }
 
@@ -201,6 +222,7 @@ mod tests {
                 },
             }),
         );
+        log.finish();
     }
 
     #[test]

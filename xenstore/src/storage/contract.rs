@@ -7,10 +7,41 @@ use proptest::prelude::*;
 use slotmap::KeyData;
 
 use super::children::mix;
-use super::{Branch, FlatMap, Journaled, Seed, Storage, Tree, Value, digest};
+use super::{AnyStorage, Branch, FlatMap, Journaled, Kind, Seed, Storage, Tree, Value, digest};
 use crate::acl::{Acl, Incarnation, Letter};
 use crate::ids::{DomId, Generation};
 use crate::path::{Components, Path, PathRef};
+
+/// Storages to test; one that leaves a choice is several.
+trait Make {
+    type Nodes: Storage;
+
+    fn new(owner: Incarnation) -> Self::Nodes;
+}
+
+impl<S: Storage> Make for S {
+    type Nodes = S;
+
+    fn new(owner: Incarnation) -> S {
+        Storage::new(owner)
+    }
+}
+
+struct Any<const IS_FLAT: bool, const IS_JOURNALED: bool>;
+
+impl<const IS_FLAT: bool, const IS_JOURNALED: bool> Make for Any<IS_FLAT, IS_JOURNALED> {
+    type Nodes = AnyStorage;
+
+    fn new(owner: Incarnation) -> AnyStorage {
+        let kind = Kind {
+            is_flat: IS_FLAT,
+            is_journaled: IS_JOURNALED,
+        };
+        let nodes = AnyStorage::of(kind, owner);
+        assert_eq!(nodes.is_journaled(), IS_JOURNALED);
+        nodes
+    }
+}
 
 pub(super) fn owner(number: u16) -> Incarnation {
     Incarnation {
@@ -58,8 +89,8 @@ fn missing<S: Storage>(nodes: &S, at: &str) -> (u16, Vec<String>) {
     )
 }
 
-fn a_new_one_has_a_root_and_nothing_else<S: Storage>() {
-    let nodes = S::new(owner(3));
+fn a_new_one_has_a_root_and_nothing_else<M: Make>() {
+    let nodes = M::new(owner(3));
     assert_eq!(value(&nodes, "/"), Some(Vec::new()));
     assert_eq!(value(&nodes, "/a"), None);
     assert_eq!(missing(&nodes, "/a/b"), (3, vec!["a".into(), "b".into()]));
@@ -67,8 +98,8 @@ fn a_new_one_has_a_root_and_nothing_else<S: Storage>() {
     assert_eq!(missing(&nodes, "/"), (3, vec![]));
 }
 
-fn what_is_added_is_found_below_its_parent<S: Storage>() {
-    let mut nodes = S::new(owner(0));
+fn what_is_added_is_found_below_its_parent<M: Make>() {
+    let mut nodes = M::new(owner(0));
     assert_eq!(
         nodes.add(path("/a"), seed_of(b"1", owner(1), 5)),
         Some(owner(0))
@@ -85,8 +116,8 @@ fn what_is_added_is_found_below_its_parent<S: Storage>() {
     assert_eq!(missing(&nodes, "/a/bc"), (1, vec!["bc".into()]));
 }
 
-fn special_names_are_no_children<S: Storage>() {
-    let mut nodes = S::new(owner(0));
+fn special_names_are_no_children<M: Make>() {
+    let mut nodes = M::new(owner(0));
     nodes.add_special(path("@releaseDomain"), seed_of(b"", owner(4), 1));
     assert_eq!(missing(&nodes, "@releaseDomain"), (4, vec![]));
     assert!(nodes.get(path("/@releaseDomain")).is_none());
@@ -96,8 +127,8 @@ fn special_names_are_no_children<S: Storage>() {
     assert_eq!(special.generation, Generation(9));
 }
 
-fn what_is_removed_goes_with_all_below_it<S: Storage>() {
-    let mut nodes = S::new(owner(0));
+fn what_is_removed_goes_with_all_below_it<M: Make>() {
+    let mut nodes = M::new(owner(0));
     for text in ["/a", "/a/b", "/a/b/c", "/ab"] {
         nodes.add(path(text), seed(text.as_bytes()));
     }
@@ -122,8 +153,8 @@ fn what_is_removed_goes_with_all_below_it<S: Storage>() {
     assert!(branch.acl(Components::of("b/x")).is_none());
 }
 
-fn a_clone_keeps_what_it_saw<S: Storage>() {
-    let mut nodes = S::new(owner(0));
+fn a_clone_keeps_what_it_saw<M: Make>() {
+    let mut nodes = M::new(owner(0));
     nodes.add(path("/a"), seed(b"old"));
     let before = nodes.clone();
     assert!(nodes.is_same(&before));
@@ -138,8 +169,8 @@ fn a_clone_keeps_what_it_saw<S: Storage>() {
     assert_eq!(value(&before, "/a"), Some(b"old".to_vec()));
 }
 
-fn many_children_keep_their_order_and_are_found<S: Storage>() {
-    let mut nodes = S::new(owner(0));
+fn many_children_keep_their_order_and_are_found<M: Make>() {
+    let mut nodes = M::new(owner(0));
     let name = |number: u32| format!("/{:x}", number.wrapping_mul(2_654_435_761));
     for number in 0..1000 {
         nodes.add(path(&name(number)), seed(b""));
@@ -176,13 +207,13 @@ fn alike(count: usize) -> Vec<String> {
     halves.take(count).collect()
 }
 
-fn names_of_one_digest_are_different_names<S: Storage>() {
+fn names_of_one_digest_are_different_names<M: Make>() {
     let names: Vec<String> = alike(20);
     for name in &names {
         assert_eq!(digest(name), digest(&names[0]));
     }
     for count in [2, 20] {
-        let mut nodes = S::new(owner(0));
+        let mut nodes = M::new(owner(0));
         for name in &names[..count] {
             assert!(nodes.get(path(&format!("/{name}"))).is_none());
             nodes.add(path(&format!("/{name}")), seed(name.as_bytes()));
@@ -196,9 +227,9 @@ fn names_of_one_digest_are_different_names<S: Storage>() {
     }
 }
 
-fn all_children_are_visited_however_many<S: Storage>() {
+fn all_children_are_visited_however_many<M: Make>() {
     for count in [0, 1, 16, 17, 300_usize] {
-        let mut nodes = S::new(owner(0));
+        let mut nodes = M::new(owner(0));
         for number in 0..count {
             nodes.add(path(&format!("/{number}")), seed(b""));
         }
@@ -211,9 +242,9 @@ fn all_children_are_visited_however_many<S: Storage>() {
     }
 }
 
-fn a_list_is_read_from_any_byte<S: Storage>() {
+fn a_list_is_read_from_any_byte<M: Make>() {
     for count in [3_usize, 200] {
-        let mut nodes = S::new(owner(0));
+        let mut nodes = M::new(owner(0));
         let mut list = String::new();
         for number in 0..count {
             let name = format!("n{number}");
@@ -247,6 +278,18 @@ macro_rules! suite {
         }
         mod journaled_flat_map {
             $(#[test] fn $case() { super::$case::<super::Journaled<super::FlatMap>>(); })*
+        }
+        mod any_tree {
+            $(#[test] fn $case() { super::$case::<super::Any<false, false>>(); })*
+        }
+        mod any_flat_map {
+            $(#[test] fn $case() { super::$case::<super::Any<true, false>>(); })*
+        }
+        mod any_journaled_tree {
+            $(#[test] fn $case() { super::$case::<super::Any<false, true>>(); })*
+        }
+        mod any_journaled_flat_map {
+            $(#[test] fn $case() { super::$case::<super::Any<true, true>>(); })*
         }
     };
 }
@@ -298,9 +341,9 @@ struct Run<S> {
 }
 
 impl<S: Storage> Run<S> {
-    fn new() -> Self {
+    fn of<M: Make<Nodes = S>>() -> Self {
         Self {
-            now: S::new(owner(0)),
+            now: M::new(owner(0)),
             before: Vec::new(),
         }
     }
@@ -359,16 +402,29 @@ impl<S: Storage> Run<S> {
 proptest! {
     #[test]
     fn all_agree_on_random_edits(steps in prop::collection::vec(step(), 1..200)) {
-        let mut tree = Run::<Tree>::new();
-        let mut flat = Run::<FlatMap>::new();
-        let mut journaled = Run::<Journaled<Tree>>::new();
+        let mut tree = Run::of::<Tree>();
+        let mut flat = Run::of::<FlatMap>();
+        let mut journaled = Run::of::<Journaled<Tree>>();
+        let mut any = [
+            Run::of::<Any<false, false>>(),
+            Run::of::<Any<true, false>>(),
+            Run::of::<Any<false, true>>(),
+            Run::of::<Any<true, true>>(),
+        ];
         for (generation, step) in (1..).zip(&steps) {
             tree.take(step, generation);
             flat.take(step, generation);
             journaled.take(step, generation);
+            any.iter_mut().for_each(|run| run.take(step, generation));
         }
         prop_assert_eq!(Run::shown(&tree.now), Run::shown(&journaled.now));
         prop_assert_eq!(Run::shown(&tree.now), Run::shown(&flat.now));
+        for run in &any {
+            prop_assert_eq!(Run::shown(&tree.now), Run::shown(&run.now));
+            for (tree, other) in tree.before.iter().zip(&run.before) {
+                prop_assert_eq!(Run::shown(tree), Run::shown(other));
+            }
+        }
         for (tree, flat) in tree.before.iter().zip(&flat.before) {
             prop_assert_eq!(Run::shown(tree), Run::shown(flat));
         }

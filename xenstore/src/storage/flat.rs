@@ -11,18 +11,27 @@ use crate::ids::Generation;
 use crate::path::{Components, Path, PathRef};
 
 /// All nodes and special names by their paths.
+///
+/// Lists of children have names alone. `T` stands in them beside each, for whoever wants nodes of the same type as another storage's.
 #[derive(Clone)]
-pub struct FlatMap {
-    nodes: Index<Key, Node<()>>,
+pub struct FlatMap<T = ()> {
+    nodes: Index<Key, Node<T>>,
     /// Stands for what is nearest to a special name that does not exist.
-    nowhere: Node<()>,
+    nowhere: Node<T>,
+    /// Stands in lists of children.
+    child: T,
     /// Another one after each change.
     version: Rc<()>,
 }
 
-impl Storage for FlatMap {
-    type Child = ();
-    type Branch = FlatBranch;
+/// Nothing is what the lists of children have of a node.
+impl From<Node<()>> for () {
+    fn from(_: Node<()>) -> Self {}
+}
+
+impl<T: Clone + From<Node<T>>> Storage for FlatMap<T> {
+    type Child = T;
+    type Branch = FlatBranch<T>;
     type Growth = ();
 
     fn new(owner: Incarnation) -> Self {
@@ -31,6 +40,7 @@ impl Storage for FlatMap {
         nodes.insert(Key::new("/"), root.clone());
         Self {
             nodes,
+            child: T::from(root.clone()),
             nowhere: root,
             version: Rc::new(()),
         }
@@ -40,12 +50,13 @@ impl Storage for FlatMap {
         Rc::ptr_eq(&self.version, &other.version)
     }
 
-    fn get(&self, path: PathRef<'_>) -> Option<&Node<()>> {
+    #[inline(never)]
+    fn get(&self, path: PathRef<'_>) -> Option<&Node<T>> {
         let (digest, order) = Key::wanted(path.as_str());
         self.nodes.get(digest, order)
     }
 
-    fn nearest<'p>(&self, path: PathRef<'p>) -> (&Node<()>, Components<'p>) {
+    fn nearest<'p>(&self, path: PathRef<'p>) -> (&Node<T>, Components<'p>) {
         if path.is_special() {
             return match self.get(path) {
                 Some(node) => (node, Components::of("")),
@@ -63,18 +74,21 @@ impl Storage for FlatMap {
         (&self.nowhere, path.components())
     }
 
-    fn get_mut(&mut self, path: PathRef<'_>) -> Option<&mut Node<()>> {
+    #[inline(never)]
+    fn get_mut(&mut self, path: PathRef<'_>) -> Option<&mut Node<T>> {
         self.touch();
         let (digest, order) = Key::wanted(path.as_str());
         self.nodes.get_mut(digest, order)
     }
 
+    #[inline(never)]
     fn add(&mut self, path: PathRef<'_>, seed: Seed) -> Option<Incarnation> {
         let (_, name) = path.split()?;
+        let child = self.child.clone();
         let parent = self.get_mut(path.parent()?)?;
         let owner = parent.acl.owner();
         parent.generation = seed.generation;
-        parent.children.add(name, ());
+        parent.children.add(name, child);
         self.nodes.insert(Key::new(path.as_str()), Node::new(seed));
         Some(owner)
     }
@@ -87,12 +101,13 @@ impl Storage for FlatMap {
 
     fn restore(&mut self, path: PathRef<'_>, seed: Seed) -> Option<Incarnation> {
         let (_, name) = path.split()?;
+        let child = self.child.clone();
         let parent = self.get_mut(path.parent()?)?;
         if parent.children.get(name).is_some() {
             return None;
         }
         let owner = parent.acl.owner();
-        parent.children.add(name, ());
+        parent.children.add(name, child);
         self.nodes.insert(Key::new(path.as_str()), Node::new(seed));
         Some(owner)
     }
@@ -106,7 +121,7 @@ impl Storage for FlatMap {
         &mut self,
         path: PathRef<'_>,
         generation: Generation,
-    ) -> Option<(FlatBranch, Incarnation)> {
+    ) -> Option<(FlatBranch<T>, Incarnation)> {
         let branch = self.branch(path)?;
         let (_, name) = path.split()?;
         let parent = self.get_mut(path.parent()?)?;
@@ -120,7 +135,8 @@ impl Storage for FlatMap {
         Some((branch, owner))
     }
 
-    fn branch(&self, path: PathRef<'_>) -> Option<FlatBranch> {
+    #[inline(never)]
+    fn branch(&self, path: PathRef<'_>) -> Option<FlatBranch<T>> {
         self.get(path)?;
         Some(FlatBranch {
             all: self.clone(),
@@ -132,7 +148,7 @@ impl Storage for FlatMap {
         self.is_same(other)
     }
 
-    fn walk(&self, top: PathRef<'_>, mut each: impl FnMut(PathRef<'_>, &Node<()>)) {
+    fn walk(&self, top: PathRef<'_>, mut each: impl FnMut(PathRef<'_>, &Node<T>)) {
         let mut open = Vec::from([top.to_path()]);
         while let Some(path) = open.pop() {
             let Some(node) = self.get(path.as_ref()) else {
@@ -140,13 +156,13 @@ impl Storage for FlatMap {
             };
             each(path.as_ref(), node);
             let below = node.children.in_order().into_iter().rev();
-            open.extend(below.map(|(name, ())| path.as_ref().join(name)));
+            open.extend(below.map(|(name, _)| path.as_ref().join(name)));
         }
     }
 
     fn visit_children(&self, path: PathRef<'_>, mut each: impl FnMut(&str, &Acl)) {
         if let Some(node) = self.get(path) {
-            for (name, ()) in node.children.iter() {
+            for (name, _) in node.children.iter() {
                 if let Some(child) = self.get(path.join(name).as_ref()) {
                     each(name, &child.acl);
                 }
@@ -155,7 +171,7 @@ impl Storage for FlatMap {
     }
 }
 
-impl FlatMap {
+impl<T> FlatMap<T> {
     fn touch(&mut self) {
         self.version = Rc::new(());
     }
@@ -163,12 +179,12 @@ impl FlatMap {
 
 /// A snapshot, and the path in it.
 #[derive(Clone)]
-pub struct FlatBranch {
-    all: FlatMap,
+pub struct FlatBranch<T = ()> {
+    all: FlatMap<T>,
     top: Path,
 }
 
-impl Branch for FlatBranch {
+impl<T: Clone + From<Node<T>>> Branch for FlatBranch<T> {
     fn acl(&self, names: Components<'_>) -> Option<&Rc<Acl>> {
         let mut path = self.top.clone();
         for name in names {
@@ -191,7 +207,7 @@ impl Branch for FlatBranch {
             each(path.as_ref(), leaf);
             let owner = Some(node.acl.owner());
             let below = node.children.iter();
-            open.extend(below.map(|(name, ())| (path.as_ref().join(name), owner)));
+            open.extend(below.map(|(name, _)| (path.as_ref().join(name), owner)));
         }
     }
 }

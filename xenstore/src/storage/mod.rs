@@ -1,9 +1,10 @@
-//! Where nodes live: what the store asks of any way of keeping them, of which there are two, and one around either.
+//! Where nodes live: what the store asks of any way of keeping them, of which there are two, one around either, and one that is any of these.
 //!
 //! The tree ([`Tree`]) is what hosts run. The flat map ([`FlatMap`]) is the second opinion: it keeps nodes by their whole path and shares
 //! nothing with the tree but the lists of children, so that a difference between the two is a mistake in one of them. [`Journaled`] keeps
-//! a journal besides.
+//! a journal besides. [`AnyStorage`] is what the word `store=` says, and what programs are made with.
 
+mod any;
 mod change_log;
 mod children;
 #[cfg(test)]
@@ -15,13 +16,13 @@ mod map;
 mod tree;
 
 use alloc::rc::Rc;
-use core::cell::RefCell;
 
 use crate::acl::{Acl, Incarnation};
 use crate::ids::Generation;
 use crate::path::{Components, PathRef};
 use crate::time::Instant;
 
+pub use any::AnyStorage;
 pub use change_log::ChangeLog;
 pub(crate) use children::{Children, digest, digest_bytes, listed_size, mix as mix_word};
 pub use flat::FlatMap;
@@ -71,6 +72,11 @@ pub trait Storage: Clone {
 
     /// Nothing but `/`, which belongs to `owner` alone.
     fn new(owner: Incarnation) -> Self;
+
+    /// The same in the way that is chosen, of a type that leaves the choice.
+    fn of(_: Kind, owner: Incarnation) -> Self {
+        Self::new(owner)
+    }
 
     /// Whether nothing was changed since one was cloned from the other.
     fn is_same(&self, other: &Self) -> bool;
@@ -144,9 +150,21 @@ pub trait Storage: Clone {
     /// Visits the children of a node, with their names, in no order that means anything.
     fn visit_children(&self, path: PathRef<'_>, each: impl FnMut(&str, &Acl));
 
-    /// These are the store's nodes now, with all that was changed. `is_alive` says which domains there are.
+    /// Whether it notes what is changed, for a journal.
     #[inline]
-    fn committed(&mut self, _now: Instant, _is_alive: &dyn Fn(Incarnation) -> bool) {}
+    fn is_journaled(&self) -> bool {
+        false
+    }
+
+    /// These are the store's nodes now: all that was changed is written down, if it was noted. `is_alive` says which domains there are.
+    #[inline]
+    fn committed(
+        &mut self,
+        _log: &mut ChangeLog,
+        _now: Instant,
+        _is_alive: &dyn Fn(Incarnation) -> bool,
+    ) {
+    }
 
     /// What was changed so far is no news: it was read from a state stream.
     #[inline]
@@ -164,12 +182,6 @@ pub trait Storage: Clone {
     #[inline]
     fn noted_bytes(&self) -> u64 {
         0
-    }
-
-    /// The journal, if one is kept.
-    #[inline]
-    fn change_log(&self) -> Option<&RefCell<ChangeLog>> {
-        None
     }
 }
 

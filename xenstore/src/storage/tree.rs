@@ -26,6 +26,12 @@ pub struct Tree {
 #[derive(Clone)]
 pub struct Limb(Rc<Node<Limb>>);
 
+impl From<Node<Self>> for Limb {
+    fn from(node: Node<Self>) -> Self {
+        Self(Rc::new(node))
+    }
+}
+
 impl Storage for Tree {
     type Child = Limb;
     type Branch = Limb;

@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use xenstore::{
-    Action, ConnId, DomId, DomainEvent, Errno, Identity, Instant, Outcome, Progress, Server,
-    Settings, Storage, Tree, UniqueId,
+    Action, AnyStorage, ConnId, DomId, DomainEvent, Errno, Identity, Instant, Outcome, Progress,
+    Server, Settings, Storage, UniqueId,
 };
 
 /// Little, so that runs are interrupted.
@@ -15,7 +15,7 @@ const BUDGET: u32 = 7;
 /// Event channel ports that each domain has: the texts name 7 and 8.
 const PORTS: u32 = 8;
 
-pub(crate) struct Machine<S: Storage = Tree> {
+pub(crate) struct Machine<S: Storage = AnyStorage> {
     pub(crate) server: Server<S>,
     domains: BTreeMap<u16, Domain>,
     pub(crate) links: BTreeMap<u16, Link>,

@@ -1,6 +1,6 @@
 //! The same bytes in pieces of any size, and at once: the replies are the same.
 
-use xenstore::Tree;
+use xenstore::AnyStorage;
 use xenstore::wire::Kind;
 
 use super::client::{Message, World};
@@ -16,8 +16,8 @@ pub(crate) fn run(input: &[u8]) {
     let requests = requests(&mut input);
     let pieces = input.rest();
 
-    let mut at_once = World::<Tree>::new();
-    let mut in_pieces = World::<Tree>::new();
+    let mut at_once = World::<AnyStorage>::new();
+    let mut in_pieces = World::<AnyStorage>::new();
     for world in [&mut at_once, &mut in_pieces] {
         for request in &requests {
             match request {

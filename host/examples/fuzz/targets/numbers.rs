@@ -1,6 +1,6 @@
 //! Numbers in payloads: domids, depths, offsets and limits are plain decimal in range, or EINVAL.
 
-use xenstore::Tree;
+use xenstore::AnyStorage;
 use xenstore::wire::Kind;
 
 use super::client::World;
@@ -16,7 +16,7 @@ const REQUESTS: [(Kind, &str, u64); 4] = [
 
 pub(crate) fn run(input: &[u8]) {
     let mut input = Bytes::new(input);
-    let mut world = World::<Tree>::new();
+    let mut world = World::<AnyStorage>::new();
     while !input.is_empty() {
         let (kind, before, most) = REQUESTS[input.below(REQUESTS.len())];
         let length = input.below(24);

@@ -1,6 +1,6 @@
 //! Lists of permissions: which are taken, how they are shown, and what they let two guests do.
 
-use xenstore::Tree;
+use xenstore::AnyStorage;
 use xenstore::wire::Kind;
 
 use super::client::World;
@@ -14,7 +14,7 @@ const LETTERS: &[u8] = b"rwbnrwbnx";
 
 pub(crate) fn run(input: &[u8]) {
     let mut input = Bytes::new(input);
-    let mut world = World::<Tree>::new();
+    let mut world = World::<AnyStorage>::new();
     world.ask(0, Kind::Write, b"/t/a\0x");
     while !input.is_empty() {
         let entries: Vec<String> = (0..input.below(7))

@@ -2,7 +2,7 @@
 //! reply is one that can be (`client`), and the store's own check finds its accounts in order.
 
 use xenstore::wire::Kind;
-use xenstore::{FlatMap, Tree};
+use xenstore::{AnyStorage, FlatMap};
 
 use super::client::{DOMAINS, World};
 use crate::bytes::Bytes;
@@ -54,7 +54,7 @@ const WORDS: [&[u8]; 40] = [
 const STEPS_MAX: usize = 200;
 
 pub(crate) fn run(input: &[u8]) {
-    let mut tree = World::<Tree>::new();
+    let mut tree = World::<AnyStorage>::new();
     let mut flat = World::<FlatMap>::new();
     let mut input = Bytes::new(input);
     for _ in 0..STEPS_MAX {

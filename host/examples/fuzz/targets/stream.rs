@@ -2,18 +2,19 @@
 
 use xenstore::state::{Format, HostLink};
 use xenstore::wire::{Header, Kind};
-use xenstore::{ConnId, DomId, Instant, Server, Settings, Tree};
+use xenstore::{AnyStorage, ConnId, DomId, Instant, Server, Settings};
 
 /// Most bytes of output that are taken from a connection that came with the stream.
 const OUTPUT_MAX: usize = 1 << 20;
 
 pub(crate) fn run(input: &[u8]) {
-    let Ok(restored) = Server::<Tree>::import(input, settings(), Instant(7)) else {
+    let Ok(restored) = Server::<AnyStorage>::import(input, settings(), Instant(7)) else {
         return;
     };
     let mut server = restored.server;
     let first = export(&server);
-    let again = Server::<Tree>::import(&first, settings(), Instant(7)).expect("what was written");
+    let again =
+        Server::<AnyStorage>::import(&first, settings(), Instant(7)).expect("what was written");
     assert_eq!(export(&again.server), first, "another state was read");
     for link in &restored.links {
         let request = [&list_root().encode()[..], b"/\0"].concat();
@@ -47,7 +48,7 @@ fn list_root() -> Header {
     }
 }
 
-fn export(server: &Server<Tree>) -> Vec<u8> {
+fn export(server: &Server) -> Vec<u8> {
     let mut stream = Vec::new();
     let links = |_: ConnId| HostLink::default();
     server.export(Format::Own, Instant(7), &links, &mut stream);

@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::process::ExitCode;
 
 use xenstore::state::{Format, Host, HostGlobal, HostLink, Records, Restored};
-use xenstore::{ConnId, DomId, Instant, Server, Settings, Tree};
+use xenstore::{ConnId, DomId, Instant, Server, Settings};
 
 type Outcome = Result<ExitCode, Box<dyn Error>>;
 
@@ -138,7 +138,7 @@ impl Host for SameHost {
     }
 }
 
-fn import(stream: &[u8]) -> Result<Restored<Tree>, xenstore::state::StateError> {
+fn import(stream: &[u8]) -> Result<Restored, xenstore::state::StateError> {
     let dom0 = DomId::new(0);
     Server::import(stream, Settings::new(dom0, dom0), written(stream))
 }

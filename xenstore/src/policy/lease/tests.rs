@@ -17,7 +17,7 @@ use crate::ids::{ConnId, DomId, Identity, UniqueId};
 use crate::policy;
 use crate::server::{DomainEvent, Server, Settings};
 use crate::state::{Format, HostLink};
-use crate::storage::Tree;
+use crate::storage::AnyStorage;
 use crate::time::Instant;
 use crate::wire::{Errno, HEADER_SIZE, Header, Kind};
 
@@ -97,7 +97,7 @@ impl Host {
         let links = |_| HostLink::default();
         let now = self.server.now;
         self.server.export(Format::Own, now, &links, &mut stream);
-        let restored = Server::<Tree>::import(&stream, settings(), now).unwrap();
+        let restored = Server::<AnyStorage>::import(&stream, settings(), now).unwrap();
         let mut links = restored.links.iter();
         let dom0 = links.find(|link| link.domid == Some(DOM0)).unwrap().conn;
         let server = restored.server;

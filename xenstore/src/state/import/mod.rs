@@ -126,8 +126,8 @@ struct Import<'s, S: Storage> {
     /// The nodes with which the last transaction inside of each one began.
     inner_bases: BTreeMap<(ConnId, TxId), S>,
     transaction: Option<(ConnId, TxId, Box<Transaction<S>>)>,
-    /// Where it has changed something, as its storage notes that.
-    notes: Vec<(&'s str, bool)>,
+    /// Where it has changed something, as its storage notes that, if it did.
+    notes: Option<Vec<(&'s str, bool)>>,
     wished: BTreeSet<Ticket>,
     /// The places of the counters, by name.
     counters: BTreeMap<String, usize>,
@@ -213,7 +213,7 @@ impl<'s, S: Storage> Import<'s, S> {
             outer: None,
             inner_bases: BTreeMap::new(),
             transaction: None,
-            notes: Vec::new(),
+            notes: outline.is_journaled.then(Vec::new),
             wished: BTreeSet::new(),
             counters: counters::places(),
             crash: None,

@@ -16,6 +16,8 @@ use crate::time::Instant;
 pub(super) struct Outline {
     pub(super) version: u32,
     pub(super) is_own: bool,
+    /// A journal was kept.
+    pub(super) is_journaled: bool,
     /// The record before was the one with counts and digest.
     pub(super) is_checked: bool,
     pub(super) domains: BTreeMap<DomId, Known>,
@@ -80,6 +82,7 @@ impl Outline {
         match content {
             Content::End if self.is_own && !was_checked => return Err(Damage::Digest),
             Content::Own(Own::Check { .. }) => self.is_checked = true,
+            Content::Own(Own::Journal { .. }) => self.is_journaled = true,
             Content::Connection(connection) => {
                 connections.push(connection.id);
                 if let Carrier::Ring { domid, .. } = connection.carrier {

@@ -90,15 +90,18 @@ impl<'s, S: Storage> Import<'s, S> {
                 text,
             } => {
                 let text = core::str::from_utf8(text.0).map_err(|_| Damage::Text)?;
-                let log = self.server.store.nodes.change_log();
-                if let Some(mut log) = log.and_then(|log| log.try_borrow_mut().ok()) {
-                    log.restore([*dropped_bytes, *dropped_lines, *commits]);
-                    log.restore_text(text);
+                let store = &mut self.server.store;
+                if store.nodes.is_journaled() {
+                    store
+                        .log
+                        .restore([*dropped_bytes, *dropped_lines, *commits]);
+                    store.log.restore_text(text);
                 }
                 Ok(())
             }
             Own::Noted { path, is_removed } => {
-                self.notes.push((path, *is_removed));
+                let notes = self.notes.as_mut().ok_or(Damage::Reference)?;
+                notes.push((path, *is_removed));
                 Ok(())
             }
             Own::Inside { conn, transaction } => self.inside(*conn, *transaction),

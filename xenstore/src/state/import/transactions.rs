@@ -72,11 +72,17 @@ impl<'s, S: Storage> Import<'s, S> {
         let since = self.clock.moved(since);
         let opening = self.server.history.opened_at(changes, number, since);
         let mut base = match is_given_up {
-            true => S::new(self.server.domains.privileged()),
+            true => S::of(
+                self.server.settings.storage,
+                self.server.domains.privileged(),
+            ),
             false => self.base().clone(),
         };
         let outer = self.outer.take();
-        base.forget();
+        // Where nothing was noted, what one inside another has changed begins with what that one has.
+        if outer.is_none() || self.notes.is_some() {
+            base.forget();
+        }
         if outer.is_some_and(|(of, outer)| of != conn || outer == id) {
             return Err(Damage::Reference);
         }
@@ -95,7 +101,7 @@ impl<'s, S: Storage> Import<'s, S> {
         let (conn, id, mut transaction) = self.transaction.take().ok_or(Damage::Reference)?;
         let connection = self.server.connections.get_mut(conn);
         let connection = connection.ok_or(Damage::Reference)?;
-        transaction.restore_notes(core::mem::take(&mut self.notes));
+        transaction.restore_notes(self.notes.as_mut().map(core::mem::take));
         connection.transactions.restore(id, transaction);
         Ok(())
     }

@@ -4,7 +4,7 @@ use super::*;
 use crate::state::codec::mix;
 
 fn outcome(stream: &[u8]) {
-    if let Ok(restored) = Server::<Tree>::import(stream, settings(), Instant(7)) {
+    if let Ok(restored) = Server::<AnyStorage>::import(stream, settings(), Instant(7)) {
         let mut server = restored.server;
         assert_eq!(server.miscounted(), []);
         for link in &restored.links {
@@ -46,7 +46,7 @@ fn every_truncation_is_refused() {
     for format in [Format::V1, Format::Own] {
         let stream = sample.export(format);
         for len in 0..stream.len() {
-            let cut = Server::<Tree>::import(&stream[..len], settings(), Instant(0));
+            let cut = Server::<AnyStorage>::import(&stream[..len], settings(), Instant(0));
             assert!(cut.is_err(), "{len} of {} bytes are read", stream.len());
         }
     }
@@ -58,7 +58,7 @@ fn a_change_of_any_byte_of_our_own_is_noticed() {
     for at in 0..stream.len() {
         let mut changed = stream.clone();
         changed[at] ^= 0x11;
-        let read = Server::<Tree>::import(&changed, settings(), Instant(0));
+        let read = Server::<AnyStorage>::import(&changed, settings(), Instant(0));
         assert!(read.is_err(), "byte {at:#x}");
     }
 }

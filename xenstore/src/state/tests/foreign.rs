@@ -8,7 +8,7 @@ use crate::state::{Damage, StateError};
 const OF_C: &[u8] = include_bytes!("c-xenstored-4.17.stream");
 
 fn refused(stream: &[u8]) -> StateError {
-    match Server::<Tree>::import(stream, settings(), Instant(0)) {
+    match Server::<AnyStorage>::import(stream, settings(), Instant(0)) {
         Ok(_) => panic!("it is read"),
         Err(error) => error,
     }

@@ -11,7 +11,7 @@ use alloc::vec::Vec;
 use super::{Format, HostLink, Records, Restored};
 use crate::ids::{ConnId, DomId, Identity, ReqId, UniqueId};
 use crate::server::{Server, Settings};
-use crate::storage::Tree;
+use crate::storage::AnyStorage;
 use crate::time::Instant;
 use crate::wire::{HEADER_SIZE, Header, Kind};
 
@@ -143,7 +143,7 @@ fn drain(server: &mut Server, conn: ConnId) -> Vec<u8> {
     }
 }
 
-fn import(stream: &[u8]) -> Restored<Tree> {
+fn import(stream: &[u8]) -> Restored {
     Server::import(stream, settings(), Instant(1_000_000_000)).unwrap()
 }
 
