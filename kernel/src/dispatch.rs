@@ -202,7 +202,10 @@ impl<X: Xen> Dispatcher<X> {
 
     /// The update that is to be made now, once.
     pub fn poll_update(&mut self) -> Option<UpdatePlan> {
-        self.server.poll_update(&Ports(&self.links))
+        let plan = self.server.poll_update(&Ports(&self.links))?;
+        // The image is checked and copied, and the state is written.
+        self.xen.begin_long_work();
+        Some(plan)
     }
 
     /// Why there is no room for what must be handed over, to the byte; none if there is.
@@ -302,6 +305,7 @@ impl<X: Xen> Dispatcher<X> {
 
     fn round(&mut self, other: &mut dyn FnMut(ConnId)) -> Progress {
         let now = self.xen.now();
+        self.xen.begin_work(now);
         self.last_now = now;
         self.tick(now);
         self.collect();

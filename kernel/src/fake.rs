@@ -57,6 +57,8 @@ struct World {
     /// Who controls the host, if not domain 0.
     control: Option<DomId>,
     loses_domain_exceptions: bool,
+    /// How often other work was begun.
+    works: u64,
     collections: u64,
     notifications: u64,
     interludes: BTreeMap<u64, Box<dyn FnOnce()>>,
@@ -253,6 +255,12 @@ impl FakeXen {
     /// Lets the virtual interrupt be lost from now on, or not. A new binding ends it, too.
     pub fn lose_domain_exceptions(&self, lost: bool) {
         self.0.borrow_mut().loses_domain_exceptions = lost;
+    }
+
+    /// How often other work was begun.
+    #[must_use]
+    pub fn works(&self) -> u64 {
+        self.0.borrow().works
     }
 
     /// Has `interlude` happen right after the `n`th collection of pending ports from now; the next one is the first.
@@ -707,6 +715,10 @@ impl Clock for FakeXen {
         if let Some(deadline) = deadline.filter(|_| world.pending.is_empty()) {
             world.now = world.now.max(deadline);
         }
+    }
+
+    fn begin_work(&mut self, _now: Instant) {
+        self.0.borrow_mut().works += 1;
     }
 }
 

@@ -11,7 +11,7 @@ use crate::hypervisor::ranges::AddressRange;
 /// The type of the note of owner "Ferrostore".
 pub const NOTE_KIND: u32 = 1;
 /// What this image understands of what another hands over (`hypervisor::handover`).
-pub const HANDOVER_VERSION: u32 = 1;
+pub const HANDOVER_VERSION: u32 = 2;
 /// The latest version of the state stream that this image reads.
 pub const READS_VERSION: u32 = if cfg!(feature = "old-stream") { 1 } else { 2 };
 /// Whether it reads our own records in it: 1 or 0.

@@ -67,7 +67,7 @@ fn go_on(ground: Ground, config: &Config, handover: &Handover) -> ! {
     handover.accept();
 
     let began = handover.began();
-    tell(&mut restored.server, handover, ground.now());
+    tell(&mut restored, handover, ground.now());
     let machine = Machine::again(ground).unwrap_or_else(|error| crash(error));
     let mut dispatcher = Dispatcher::go_on(machine, restored, privileged, config, &pages);
     let pause = dispatcher.now().since(began);
@@ -109,12 +109,15 @@ fn cannot_accept(restored: &Restored) -> Option<String> {
 }
 
 /// Tells the store what became of the start before.
-fn tell(server: &mut Server, handover: &Handover, now: Instant) {
+fn tell(restored: &mut Restored, handover: &Handover, now: Instant) {
+    let server = &mut restored.server;
     match handover.stage() {
         Stage::Running | Stage::Trial => server.update_done(),
         Stage::CameBack => server.update_failed(&handover.reason()),
         Stage::Crashed => {
-            let reason = handover.reason();
+            let blamed = restored.crash.and_then(|crash| crash.blamed);
+            let work = blamed.map(|blamed| format!("{blamed}: "));
+            let reason = work.unwrap_or_default() + &handover.reason();
             warn!("restarted after crash {}: {reason}", handover.crashes());
             server.report_crash(now, &reason);
             server.update_failed("The instance crashed and was restarted.");

@@ -106,6 +106,10 @@ pub trait Clock {
     fn now(&mut self) -> Instant;
     /// Sleeps until an event is pending or `deadline` has passed. Returns at once if one is pending already.
     fn wait(&mut self, deadline: Option<Instant>);
+    /// The work that was begun before has ended, and other work begins: a machine may end work that does not end by itself.
+    fn begin_work(&mut self, _now: Instant) {}
+    /// The next work goes through the whole state, and may take long.
+    fn begin_long_work(&mut self) {}
 }
 
 /// What there is to store things in.

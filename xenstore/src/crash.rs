@@ -5,6 +5,7 @@
 
 use alloc::format;
 use alloc::string::String;
+use core::fmt;
 
 use crate::answer::Answer;
 use crate::connection::Connection;
@@ -15,12 +16,14 @@ use crate::memory::Supply;
 use crate::server::Server;
 use crate::storage::Storage;
 use crate::time::Instant;
-use crate::wire::{Errno, Header};
+use crate::wire::{Errno, Header, Kind};
 
 /// Crashes after which a connection stays stopped until the toolstack introduces its domain again.
 const CRASHES_MAX: u8 = 2;
 /// Most bytes of a report that are shown.
 const REPORT_MAX: usize = 1024;
+/// The same while only the reserve of memory is left: the place, and not all registers.
+const REPORT_MAX_AT_RESERVE: usize = 256;
 /// Where reports are.
 const FOLDERS: [&str; 3] = {
     let [tool, store] = STORE_FOLDERS;
@@ -67,6 +70,20 @@ pub struct Blamed {
     pub is_kept: bool,
 }
 
+impl fmt::Display for Blamed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "working for domain {}", self.domid)?;
+        match self
+            .request
+            .map(|number| (Kind::from_number(number), number))
+        {
+            Some((Some(kind), _)) => write!(f, ", {kind}"),
+            Some((None, number)) => write!(f, ", request type {number}"),
+            None => Ok(()),
+        }
+    }
+}
+
 impl<S: Storage> Server<S> {
     /// Whether a guest may begin its connection anew ([`Server::reset`]): not if its requests made the server crash again and again; then only an
     /// INTRODUCE helps.
@@ -77,15 +94,16 @@ impl<S: Storage> Server<S> {
     }
 
     /// Shows that the server crashed, and why, in the nodes `count` and `last` below `/tool/xenstored/crash`; of `text` as much as is
-    /// printable among its first 1024 bytes.
+    /// printable among its first 1024 characters; while only the reserve of memory is left, which is for this, too, among the first 256.
     pub fn report_crash(&mut self, now: Instant, text: &str) {
         self.now = self.now.max(now);
         self.crashes = self.crashes.saturating_add(1);
-        if self.supply == Supply::Reserve {
-            return;
-        }
+        let most = match self.supply {
+            Supply::Reserve => REPORT_MAX_AT_RESERVE,
+            _ => REPORT_MAX,
+        };
         let printable = |c: &char| c.is_ascii_graphic() || matches!(c, ' ' | '\n');
-        let shown: String = text.chars().take(REPORT_MAX).filter(printable).collect();
+        let shown: String = text.chars().take(most).filter(printable).collect();
         let count = format!("{}", self.crashes);
         self.write_own_node(&FOLDERS, "count", &count);
         self.write_own_node(&FOLDERS, "last", &shown);

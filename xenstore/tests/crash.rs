@@ -305,6 +305,8 @@ fn a_host_can_say_better_whose_work_it_was() {
         let restored = Server::<AnyStorage>::import(&stream, settings(), Instant(0)).unwrap();
         let crash = restored.crash.unwrap();
         assert_eq!(crash.blamed.map(|blamed| blamed.conn), at_work);
+        let told = crash.blamed.map(|blamed| blamed.to_string());
+        assert_eq!(told.as_deref(), at_work.map(|_| "working for domain 2"));
         let stopped = restored.links.iter().filter(|link| link.is_stopped);
         assert_eq!(stopped.count(), usize::from(at_work.is_some()));
     }
@@ -334,6 +336,25 @@ fn a_report_is_two_nodes_and_counts_on() {
         let restored = Server::import(&stream, settings(), Instant(0)).unwrap();
         scene.server = restored.server;
     }
+}
+
+#[test]
+fn a_report_is_shorter_where_only_the_reserve_is_left() {
+    let _one = ONE_AT_A_TIME
+        .lock()
+        .unwrap_or_else(|lock| lock.into_inner());
+    let mut scene = Scene::new();
+    let toolstack = scene.toolstack;
+    scene
+        .server
+        .handle_memory(Instant(5), 1000, 8 << 20, u64::MAX);
+    assert!(scene.server.is_at_reserve());
+    let text = format!("panic{}", "x".repeat(5000));
+    scene.server.report_crash(Instant(5), &text);
+    let mut read = |path: &[u8]| scene.ask(toolstack, Kind::Read, 0, path);
+    assert_eq!(read(b"/tool/xenstored/crash/count\0"), "1");
+    let last = read(b"/tool/xenstored/crash/last\0");
+    assert!(text.starts_with(&last) && last.len() == 256, "{last}");
 }
 
 /// A sink that has room for so many bytes.

@@ -1,5 +1,6 @@
 //! Live update as the administrator's tool asks for it, with a host that only notes what it is told.
 #![expect(
+    clippy::indexing_slicing,
     clippy::unwrap_used,
     reason = "a test that goes wrong here should stop at once"
 )]

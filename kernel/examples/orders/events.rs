@@ -1,7 +1,7 @@
 //! Pending event channels between Xen (common/event_fifo.c, event_2l.c) and the loop: no event is lost, whenever it comes.
 //!
 //! A guest writes, then sends an event; Xen marks its port pending; the loop collects ports, looks at what their guests wrote, and sleeps
-//! when nothing is pending. In the end all that was written must have been seen.
+//! when nothing is pending, until an upcall. In the end all that was written must have been seen.
 
 use std::sync::Arc;
 
@@ -28,8 +28,9 @@ const PENDING: u32 = 1 << 31;
 const LINKED: u32 = 1 << 29;
 const LINK: u32 = (1 << 17) - 1;
 
-/// Ports that are looked at.
+/// Ports that are looked at, and their words.
 const PORTS: usize = 72;
+const WORDS: usize = 2;
 
 /// What guests have written so far, one for each port.
 type Written = [AtomicU32; PORTS];
@@ -89,13 +90,16 @@ fn two_level_events(events: &'static [u32]) {
     let mut seen = [0; PORTS];
     let mut collect = || {
         let mut ports = Box::<PendingPorts>::default();
-        shared.vcpu().upcall_pending.store(0, Ordering::SeqCst);
-        two_level::collect(&shared, &mut ports);
+        two_level::collect(&shared, WORDS, &mut ports);
         look(&mut ports, &written, &mut seen);
     };
+    two_level::silence(&shared);
     collect();
+    two_level::listen(&shared);
+    let is_awake = two_level::is_pending(&shared, WORDS);
     xen.join().unwrap();
-    while shared.vcpu().upcall_pending.load(Ordering::Acquire) != 0 {
+    if is_awake || shared.vcpu().upcall_pending.load(Ordering::Acquire) != 0 {
+        two_level::silence(&shared);
         collect();
     }
     assert_all_seen(events, &seen);
@@ -178,13 +182,16 @@ fn fifo_events(events: &'static [u32]) {
     let mut seen = [0; PORTS];
     let mut collect = |queues: &mut Queues| {
         let mut ports = Box::<PendingPorts>::default();
-        upcall_pending.store(0, Ordering::SeqCst);
         queues.collect(&mut ports);
         look(&mut ports, &written, &mut seen);
     };
+    queues.silence();
     collect(&mut queues);
+    queues.listen();
+    let is_awake = queues.is_pending();
     sender.join().unwrap();
-    while upcall_pending.load(Ordering::Acquire) != 0 || queues.has_more() {
+    if is_awake || upcall_pending.load(Ordering::Acquire) != 0 {
+        queues.silence();
         collect(&mut queues);
     }
     assert_all_seen(events, &seen);

@@ -229,6 +229,26 @@ mod service {
         assert_eq!(dom0.take_signals(), 0, "nothing moved");
     }
 
+    /// Who watches for work that does not end counts from there.
+    #[test]
+    fn each_round_is_told_of_however_long_there_is_work() {
+        let (host, mut dom0) = start();
+        let (works, collections) = (host.xen.works(), host.xen.collections());
+        for _ in 0..50 {
+            let (_, bytes) = dom0.request(Kind::Read, b"/tool\0");
+            dom0.put(&bytes);
+        }
+        dom0.signal();
+        host.settle();
+        let begun = host.xen.works() - works;
+        assert!(begun > 2);
+        assert_eq!(
+            begun * 2,
+            host.xen.collections() - collections,
+            "two a round"
+        );
+    }
+
     /// Linux sends no event for bytes that it puts behind others that are not consumed yet.
     #[test]
     fn what_comes_while_a_ring_is_looked_at_needs_no_event() {

@@ -234,6 +234,16 @@ SetSingleshotTimer, Vcpu 8, 16, {
     padding: u32,
 });
 
+operation!(
+/// `struct vcpu_runstate_info`, by `VCPUOP_get_runstate_info`.
+RunState, Vcpu 4, 48, {
+    state: u32,
+    padding: u32,
+    since_ns: u64,
+    /// Nanoseconds in each state, of which the first is to run.
+    times_ns: [u64; 4],
+});
+
 // sched.h
 
 operation!(

@@ -22,6 +22,8 @@ pub(super) struct Channels {
     shared: &'static SharedInfo,
     /// The FIFO ABI's queues; none under the 2-level ABI.
     queues: Option<Queues>,
+    /// Under the 2-level ABI: words of ports up to the last that was unmasked.
+    words: usize,
 }
 
 impl Channels {
@@ -32,7 +34,7 @@ impl Channels {
             EventAbi::Fifo => start_fifo(),
             EventAbi::TwoLevel => None,
         };
-        Self { shared, queues }
+        Self::at_work(shared, queues)
     }
 
     /// Goes on with the ABI that was chosen at the first start, and with all that is bound. There may be events, and ports may be masked.
@@ -40,8 +42,17 @@ impl Channels {
         let is_fifo =
             reserve::get().is_some_and(|reserve| reserve.header().has_control_block.get() != 0);
         let queues = if is_fifo { start_fifo() } else { None };
-        shared.vcpu().upcall_pending.store(1, Ordering::SeqCst);
-        Self { shared, queues }
+        Self::at_work(shared, queues)
+    }
+
+    fn at_work(shared: &'static SharedInfo, queues: Option<Queues>) -> Self {
+        let channels = Self {
+            shared,
+            queues,
+            words: 0,
+        };
+        channels.silence();
+        channels
     }
 
     /// The ABI in use.
@@ -100,6 +111,7 @@ impl Channels {
         if let Some(queues) = &mut self.queues {
             make_word(queues, port)?;
         }
+        self.words = self.words.max(two_level::words_to(port));
         let mut unmask = UnmaskPort { port: port.0 };
         // SAFETY: touches no memory.
         unsafe { hypercall::perform(&mut unmask) }.map(drop)
@@ -135,19 +147,38 @@ impl Channels {
         close_port(port);
     }
 
-    /// Whether an event became pending since the last [`Channels::collect`], or was left by it.
+    /// Whether an event is pending.
     pub(super) fn is_pending(&self) -> bool {
-        self.shared.vcpu().upcall_pending.load(Ordering::Acquire) != 0
-            || self.queues.as_ref().is_some_and(Queues::has_more)
+        match &self.queues {
+            Some(queues) => queues.is_pending(),
+            None => two_level::is_pending(self.shared, self.words),
+        }
     }
 
     /// Takes pending ports that are not masked, clearing them before anyone looks at a ring: what is sent afterwards is new.
     pub(super) fn collect(&mut self, ports: &mut PendingPorts) {
-        self.shared.vcpu().upcall_pending.store(0, Ordering::SeqCst);
-        match &mut self.queues {
+        match &self.queues {
             Some(queues) => queues.collect(ports),
-            None => two_level::collect(self.shared, ports),
+            None => two_level::collect(self.shared, self.words, ports),
         }
+    }
+
+    /// Lets events raise the upcall from here on. What is pending already is seen by [`Channels::is_pending`] only.
+    pub(super) fn listen(&self) {
+        self.shared.vcpu().upcall_pending.store(0, Ordering::SeqCst);
+        match &self.queues {
+            Some(queues) => queues.listen(),
+            None => two_level::listen(self.shared),
+        }
+    }
+
+    /// Keeps events from raising the upcall. One that Xen was about to raise may still come.
+    pub(super) fn silence(&self) {
+        match &self.queues {
+            Some(queues) => queues.silence(),
+            None => two_level::silence(self.shared),
+        }
+        self.shared.vcpu().upcall_pending.store(0, Ordering::SeqCst);
     }
 }
 

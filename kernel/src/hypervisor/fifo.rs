@@ -3,6 +3,9 @@
 //! Xen appends at a queue's tail, we take at its head. A port is pending and linked at most once, so an event that comes again while its
 //! port waits costs nothing. What Xen writes is trusted but bounded: a step takes at most [`STEP`] ports, and a link that leads nowhere
 //! ends its queue until Xen names a new head.
+//!
+//! Xen raises the upcall only for a queue of which it finds the bit `ready` clear. So the bits stay set as long as there is work, and a new
+//! head is seen by itself: where Xen named one there is a port, and each is taken away.
 
 #[cfg(not(loom))]
 use core::mem::offset_of;
@@ -19,6 +22,9 @@ const PRIORITIES: usize = 16;
 /// Ports taken in one step; the rest waits for the next.
 const STEP: usize = 1024;
 
+/// The bits of all queues.
+const ALL_QUEUES: u32 = (1 << PRIORITIES) - 1;
+
 const PENDING: u32 = 1 << 31;
 const MASKED: u32 = 1 << 30;
 const LINKED: u32 = 1 << 29;
@@ -28,9 +34,10 @@ const LINK: u32 = (1 << 17) - 1;
 /// What Xen and we share for one vCPU (`struct evtchn_fifo_control_block`).
 #[repr(C, align(128))]
 pub(super) struct ControlBlock {
-    /// Bit n: queue n has got a new head since this was taken.
+    /// Bit n: Xen raises no upcall for a new head of queue n. It sets the bit with each.
     pub(super) ready: AtomicU32,
     reserved: AtomicU32,
+    /// Where Xen began a queue that was empty; 0 when that was taken.
     pub(super) heads: [AtomicU32; PRIORITIES],
 }
 #[cfg(not(loom))]
@@ -93,8 +100,14 @@ pub(super) struct Queues {
 }
 
 impl Queues {
-    /// Queues without a port.
-    pub(super) const fn new(control: &'static ControlBlock, heads: &'static Heads) -> Self {
+    /// Queues without a page of words.
+    pub(super) fn new(control: &'static ControlBlock, heads: &'static Heads) -> Self {
+        for (saved, named) in heads.heads.iter().zip(&control.heads) {
+            // The start before this one ended while it took the head.
+            if saved.load(Ordering::Relaxed) != 0 {
+                named.store(0, Ordering::SeqCst);
+            }
+        }
         Self {
             control,
             heads,
@@ -132,10 +145,43 @@ impl Queues {
         self.heads.ready.load(Ordering::Relaxed) != 0
     }
 
+    /// Whether there is a port to be taken.
+    pub(super) fn is_pending(&self) -> bool {
+        self.has_more() || self.has_news()
+    }
+
+    /// Lets Xen raise the upcall for what becomes pending from here on.
+    pub(super) fn listen(&self) {
+        self.control.ready.swap(0, Ordering::SeqCst);
+    }
+
+    /// Keeps Xen from raising the upcall.
+    pub(super) fn silence(&self) {
+        self.control.ready.swap(ALL_QUEUES, Ordering::SeqCst);
+    }
+
+    /// Whether Xen began a queue anew.
+    fn has_news(&self) -> bool {
+        let heads = self.control.heads.iter();
+        heads.fold(0, |all, named| all | named.load(Ordering::SeqCst)) != 0
+    }
+
+    /// Bit n: Xen began queue n anew.
+    fn news(&self) -> u32 {
+        let heads = self.control.heads.iter().zip(0..);
+        heads.fold(0, |news, (named, queue)| {
+            news | u32::from(named.load(Ordering::SeqCst) != 0) << queue
+        })
+    }
+
     /// Takes pending ports that are not masked, those of the highest priority first, clearing each before anyone looks at a ring.
     pub(super) fn collect(&self, ports: &mut PendingPorts) {
-        let news = self.control.ready.swap(0, Ordering::SeqCst);
-        self.heads.ready.fetch_or(news, Ordering::Relaxed);
+        if self.has_news() {
+            self.heads.ready.fetch_or(self.news(), Ordering::Relaxed);
+        }
+        if !self.has_more() {
+            return;
+        }
         for _ in 0..STEP {
             let ready = self.heads.ready.load(Ordering::Relaxed);
             let queue = usize::try_from(ready.trailing_zeros()).unwrap_or(PRIORITIES);
@@ -160,7 +206,13 @@ impl Queues {
             return None;
         };
         let port = match saved.load(Ordering::Relaxed) {
-            0 => named.load(Ordering::SeqCst),
+            0 => {
+                let port = named.load(Ordering::SeqCst);
+                saved.store(port, Ordering::Relaxed);
+                // Xen names no other before this port is out of the queue.
+                named.store(0, Ordering::SeqCst);
+                port
+            }
             port => port,
         };
         // Out of the queue first: what is sent from here on is linked anew.
@@ -275,14 +327,52 @@ mod tests {
             xen.send(port, 7);
         }
         xen.send(6, 7);
-        assert_eq!(xen.upcalls, 1, "one for a queue that was empty");
         assert_eq!(collected(&mut queues), [1, 5, 1024, 2047]);
         assert_eq!(collected(&mut queues), []);
         xen.send(5, 7);
-        assert_eq!(xen.upcalls, 2);
         assert_eq!(collected(&mut queues), [5]);
         assert_eq!(xen.word(6).load(Ordering::SeqCst), PENDING | MASKED);
         assert_eq!(xen.word(5).load(Ordering::SeqCst), 0);
+    }
+
+    #[test]
+    fn upcalls_come_only_while_somebody_listens() {
+        let (mut xen, mut queues) = machine(1);
+        for port in [1, 2, 3] {
+            xen.unmask(port);
+        }
+        queues.silence();
+        xen.send(1, 7);
+        xen.send(2, 0);
+        assert_eq!(xen.upcalls, 0);
+        assert!(queues.is_pending());
+        queues.listen();
+        assert!(queues.is_pending(), "what came before is there");
+        assert_eq!(collected(&mut queues), [1, 2]);
+        assert!(!queues.is_pending());
+        xen.send(3, 7);
+        xen.send(1, 7);
+        assert_eq!(xen.upcalls, 1, "one for a queue that was empty");
+        queues.silence();
+        assert_eq!(collected(&mut queues), [1, 3]);
+        xen.send(3, 7);
+        assert_eq!(xen.upcalls, 1);
+        assert_eq!(collected(&mut queues), [3]);
+    }
+
+    #[test]
+    fn a_head_that_was_being_taken_is_taken_once() {
+        let (mut xen, queues) = machine(1);
+        for port in [1, 2] {
+            xen.unmask(port);
+            xen.send(port, 7);
+        }
+        queues.heads.heads[7].store(1, Ordering::SeqCst);
+        queues.heads.ready.store(1 << 7, Ordering::SeqCst);
+        let mut next = Queues::new(queues.control, queues.heads);
+        assert!(next.add_page(xen.pages[0]));
+        assert_eq!(collected(&mut next), [1, 2]);
+        assert!(!next.is_pending());
     }
 
     #[test]
@@ -325,7 +415,6 @@ mod tests {
     fn links_that_lead_nowhere_or_in_a_circle_end() {
         let (xen, mut queues) = machine(1);
         xen.control.heads[3].store(LINK, Ordering::SeqCst);
-        xen.control.ready.store(u32::MAX, Ordering::SeqCst);
         assert_eq!(collected(&mut queues), []);
         assert!(!queues.has_more());
 
@@ -334,7 +423,6 @@ mod tests {
             xen.word(port).store(word, Ordering::SeqCst);
         }
         xen.control.heads[7].store(1, Ordering::SeqCst);
-        xen.control.ready.store(1 << 7, Ordering::SeqCst);
         assert_eq!(collected(&mut queues), [1, 2]);
         assert!(!queues.has_more());
     }

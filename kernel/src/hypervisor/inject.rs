@@ -8,8 +8,9 @@ use super::handover::{Header, Stage};
 use super::heap;
 use super::start::Handover;
 
-/// The next turn of the loop panics.
+/// The next turn of the loop panics, or does not end.
 static IN_LOOP: AtomicBool = AtomicBool::new(false);
+static LOOP_HANGS: AtomicBool = AtomicBool::new(false);
 
 /// Crashes in the way that `kind` names; answers whether there is such a way.
 pub fn crash(kind: &[u8]) -> bool {
@@ -22,7 +23,9 @@ pub fn crash(kind: &[u8]) -> bool {
         }
         b"memory" => take_all(),
         b"allocator" => heap::panic_inside(),
+        b"hang" => hang(),
         b"loop" => IN_LOOP.store(true, Ordering::Relaxed),
+        b"loop-hang" => LOOP_HANGS.store(true, Ordering::Relaxed),
         _ => return false,
     }
     true
@@ -32,6 +35,9 @@ pub fn crash(kind: &[u8]) -> bool {
 pub fn in_loop() {
     if IN_LOOP.load(Ordering::Relaxed) {
         panic_here("asked for, in the loop");
+    }
+    if LOOP_HANGS.load(Ordering::Relaxed) {
+        hang();
     }
 }
 
@@ -64,9 +70,7 @@ pub(super) fn at_entry(header: &Header) {
     match asked_for(&header.next_command_line.get()) {
         Some("exception") => invalid_opcode(),
         Some("panic") => panic_here("asked for, at entry"),
-        Some("hang") => loop {
-            core::hint::spin_loop();
-        },
+        Some("hang") => hang(),
         _ => {}
     }
 }
@@ -74,6 +78,12 @@ pub(super) fn at_entry(header: &Header) {
 #[expect(clippy::panic, reason = "this is what it is for")]
 fn panic_here(why: &str) {
     panic!("{why}");
+}
+
+fn hang() -> ! {
+    loop {
+        core::hint::spin_loop();
+    }
 }
 
 fn invalid_opcode() {

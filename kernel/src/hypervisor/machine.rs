@@ -1,6 +1,7 @@
 //! The machine as a whole: what is set up in which order, and the traits by which the rest of the kernel uses it.
 
 use ::log::{info, warn};
+use x86_64::instructions::interrupts;
 use x86_64::structures::paging::PageTable;
 use xenstore::{DomId, EvtchnPort, GrantRef, Instant};
 
@@ -19,6 +20,7 @@ use super::start_error::StartError;
 use super::window::{Window, WindowTables};
 use super::{
     clock, console, event, grant, heap, hypercall, paging, reserve, shared_info, trap, upcall,
+    watch,
 };
 use crate::boot_info::ImageLayout;
 use crate::domain_interface::DomainInterface;
@@ -127,6 +129,7 @@ impl Machine {
         note_port(timer_port, |header| &header.timer_port);
         let domains = DomainInterface::probe(&mut Hypervisor);
         info!("state of domains by {domains}");
+        watch::start();
         Ok(Self {
             window,
             frames,
@@ -344,6 +347,21 @@ impl Clock for Machine {
                 return;
             }
         }
-        upcall::idle();
+        // Events raise the upcall only here, and the timer of the watch is the one interrupt at work.
+        interrupts::disable();
+        self.channels.listen();
+        if !self.channels.is_pending() {
+            upcall::idle();
+        }
+        self.channels.silence();
+        watch::go_on();
+    }
+
+    fn begin_work(&mut self, now: Instant) {
+        watch::look(now);
+    }
+
+    fn begin_long_work(&mut self) {
+        watch::allow_all_state();
     }
 }

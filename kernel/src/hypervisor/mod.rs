@@ -50,6 +50,7 @@ mod trap;
 mod trial;
 mod two_level;
 mod upcall;
+mod watch;
 mod window;
 
 pub use grant::MappedPage;

@@ -16,7 +16,7 @@ use super::handover::{CRASHES_MAX, Header, Stage};
 use super::heap;
 use super::ranges::AddressRange;
 use super::reserve::{self, Reserve};
-use super::{clock, start, trial};
+use super::{clock, start, trial, watch};
 use crate::boot_info::ImageLayout;
 
 /// As many crashes as are remembered within this time are the end.
@@ -189,8 +189,10 @@ fn save(reserve: Reserve) -> bool {
     unsafe { heap::abandon(memory_of(reserve)) };
     // SAFETY: nothing else uses the stream's place any more.
     let room = unsafe { reserve.stream_bytes() };
+    watch::allow_rescue();
     // SAFETY: `guard` exposed it; who could change it has crashed.
     let rescued = unsafe { (guarded.rescue)(guarded.address, room) };
+    watch::stop();
     let Some(rescued) = rescued else {
         return false;
     };

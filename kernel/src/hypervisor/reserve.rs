@@ -38,8 +38,8 @@ const MEMORY_FOR_EVENT_PAGE: u64 = 2 << 20;
 const EVENT_PAGES_MIN: u64 = 4;
 const EVENT_PAGES_MAX: u64 = 128;
 
-/// The interrupt of the timer that ends a trial.
-pub(super) const TRIAL_TIMER_VECTOR: u8 = 33;
+/// The interrupt of the timer that ends a trial, or work that does not end.
+pub(super) const TIMER_VECTOR: u8 = 33;
 const VECTORS: usize = 34;
 
 /// Where its parts are.
@@ -314,7 +314,7 @@ impl Reserve {
                 _ => offsets.timer,
             };
             let address = code.saturating_add(handler);
-            // The upcall may come twice, so that it must not get a stack of its own (`upcall.rs`).
+            // The upcall returns, and may come twice: on a stack of its own the second would overwrite where the first returns to.
             let stack = u8::from(vector != usize::from(UPCALL_VECTOR));
             let [first, second] = Gate::to(address, 8, stack).words();
             let at = GATES_AT.saturating_add(number.saturating_mul(16));

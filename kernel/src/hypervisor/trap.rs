@@ -1,7 +1,7 @@
 //! Exceptions: each ends in a report that names the place; none returns to the code that it interrupted.
 //!
 //! Every exception switches to an IST stack, because the prebuilt `core` keeps data in the red zone below the stack pointer and
-//! because the main stack may be the cause. The one interrupt, Xen's upcall, must not (see `upcall`).
+//! because the main stack may be the cause. So do the two interrupts, Xen's upcall and the watch's timer, which return (see `upcall`).
 
 use core::arch::{asm, naked_asm};
 use core::cell::UnsafeCell;
@@ -14,13 +14,13 @@ use x86_64::structures::DescriptorTablePointer;
 use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable, SegmentSelector};
 use x86_64::structures::tss::TaskStateSegment;
 
-use super::{report, reserve, trial, upcall};
+use super::{report, reserve, upcall, watch};
 
 const EXCEPTIONS: usize = 32;
 /// The upcall's vector: the first one that is no exception.
 pub(super) const UPCALL_VECTOR: u8 = 32;
-/// The interrupt of a trial's timer, which may come once more after the trial.
-const STALE_VECTOR: u8 = reserve::TRIAL_TIMER_VECTOR;
+/// The local APIC's timer, of the watch as of a trial: one of these may come once more after the other was begun.
+pub(super) const TIMER_VECTOR: u8 = reserve::TIMER_VECTOR;
 const VECTORS: usize = EXCEPTIONS + 2;
 /// The last byte of the table of gates.
 const GATES_LIMIT: u16 = 543;
@@ -57,7 +57,9 @@ impl GuardedStack {
 }
 
 /// The exception stacks. An NMI, a machine check or a double fault may come while a report runs on the first.
-static STACKS: [GuardedStack; 4] = [const { GuardedStack::new() }; 4];
+static STACKS: [GuardedStack; 5] = [const { GuardedStack::new() }; 5];
+/// That of the interrupts, which never interrupt each other.
+const INTERRUPTS: u8 = 4;
 
 /// Which of [`STACKS`] a vector gets.
 const fn stack_of(vector: usize) -> u8 {
@@ -149,13 +151,13 @@ fn gates(code: SegmentSelector) -> [Gate; VECTORS] {
     let stubs = (exception_stubs as *const ()).addr();
     core::array::from_fn(|vector| {
         if vector == usize::from(UPCALL_VECTOR) {
-            return Gate::new((upcall::handler as *const ()).addr(), code, None);
+            return Gate::new((upcall::handler as *const ()).addr(), code, INTERRUPTS);
         }
-        if vector == usize::from(STALE_VECTOR) {
-            return Gate::new((trial::stale_timer as *const ()).addr(), code, None);
+        if vector == usize::from(TIMER_VECTOR) {
+            return Gate::new((watch::handler as *const ()).addr(), code, INTERRUPTS);
         }
         let stub = stubs + vector * STUB_SIZE;
-        Gate::new(stub, code, Some(stack_of(vector)))
+        Gate::new(stub, code, stack_of(vector))
     })
 }
 
@@ -190,9 +192,8 @@ const _: () = assert!(size_of::<Gate>() == 16);
 impl Gate {
     const PRESENT_INTERRUPT_GATE: u8 = 0x8e;
 
-    fn new(handler: usize, code: SegmentSelector, stack: Option<u8>) -> Self {
-        let stack = stack.map_or(0, |index| index.saturating_add(1));
-        Self::to(handler as u64, code.0, stack)
+    fn new(handler: usize, code: SegmentSelector, stack: u8) -> Self {
+        Self::to(handler as u64, code.0, stack.saturating_add(1))
     }
 
     /// To the code at `handler`, on the interrupt stack `stack`, 1 to 7.
@@ -262,6 +263,45 @@ extern "C" fn report_exception(frame: &Frame) -> ! {
     report::exception(frame)
 }
 
+/// Goes on from the entry of an interrupt that came at work: the stack is a [`Frame`]'s end, all registers are kept.
+#[unsafe(naked)]
+pub(super) unsafe extern "C" fn save_and_return() {
+    naked_asm!(
+        "push rax", "push rcx", "push rdx", "push rbx", "push rbp", "push rsi", "push rdi",
+        "push r8", "push r9", "push r10", "push r11", "push r12", "push r13", "push r14", "push r15",
+        "cld",
+        "mov rdi, rsp",
+        "mov rbx, rsp",
+        "sub rsp, 512",
+        "and rsp, -16",
+        "fxsave64 [rsp]",
+        "call {interrupted}",
+        "fxrstor64 [rsp]",
+        "mov rsp, rbx",
+        "pop r15", "pop r14", "pop r13", "pop r12", "pop r11", "pop r10", "pop r9", "pop r8",
+        "pop rdi", "pop rsi", "pop rbp", "pop rbx", "pop rdx", "pop rcx", "pop rax",
+        // The vector and the error code.
+        "add rsp, 16",
+        "iretq",
+        interrupted = sym interrupted,
+    )
+}
+
+/// An interrupt that came at work.
+extern "C" fn interrupted(frame: &Frame) {
+    let entries = [upcall::handler as *const (), watch::handler as *const ()];
+    // Delivered twice, as emulation may: there is no way back to what the first one interrupted.
+    let is_lost = entries.iter().any(|entry| entry.addr() as u64 == frame.rip);
+    if is_lost {
+        report::exception(frame);
+    }
+    if frame.vector == u64::from(TIMER_VECTOR) {
+        watch::tick(frame);
+    } else {
+        upcall::came_at_work();
+    }
+}
+
 /// The registers at an exception, as [`save_and_report`] and the processor pushed them.
 #[derive(Debug)]
 #[repr(C)]
@@ -310,6 +350,7 @@ pub(super) const fn name_of(vector: u64) -> &'static str {
         18 => "machine check",
         19 => "SIMD error",
         21 => "control protection",
+        33 => "work that does not end",
         _ => "exception",
     }
 }
@@ -320,7 +361,7 @@ mod tests {
 
     #[test]
     fn gate_splits_the_address() {
-        let gate = Gate::new(0x1122_3344_5566_7788, SegmentSelector(8), Some(2));
+        let gate = Gate::new(0x1122_3344_5566_7788, SegmentSelector(8), 2);
         assert_eq!(
             (gate.offset_low, gate.offset_middle, gate.offset_high),
             (0x7788, 0x5566, 0x1122_3344)
@@ -329,10 +370,11 @@ mod tests {
     }
 
     #[test]
-    fn the_upcall_stays_on_its_stack_and_exceptions_do_not() {
+    fn all_leave_the_stack_and_interrupts_have_their_own() {
         let gates = gates(SegmentSelector(8));
-        assert_eq!(gates[usize::from(UPCALL_VECTOR)].stack, 0);
-        assert!(gates[..EXCEPTIONS].iter().all(|gate| gate.stack != 0));
+        let (exceptions, interrupts) = gates.split_at(EXCEPTIONS);
+        assert!(interrupts.iter().all(|gate| gate.stack == INTERRUPTS + 1));
+        assert!(exceptions.iter().all(|gate| (1..=4).contains(&gate.stack)));
         let own = [NMI, DOUBLE_FAULT, MACHINE_CHECK];
         assert!(own.iter().all(|vector| gates[*vector].stack != 1));
     }
@@ -340,6 +382,6 @@ mod tests {
     #[test]
     fn guards_are_whole_pages() {
         assert!(stack_guards().all(|address| address % 4096 == 0));
-        assert_eq!(stack_guards().count(), 4);
+        assert_eq!(stack_guards().count(), 5);
     }
 }

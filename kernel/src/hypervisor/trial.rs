@@ -3,32 +3,22 @@
 //! The image that is tried runs with the monitor's descriptor tables and with interrupts on, and no other interrupt can come than the local
 //! APIC's timer: whatever it does, an exception or the end of its time leads back.
 
-use core::arch::{asm, naked_asm};
+use core::arch::asm;
 use core::fmt;
 use core::time::Duration;
 
 use x86_64::instructions::interrupts;
-use x86_64::registers::model_specific::Msr;
 
-use super::cpuid;
 use super::handover::{Header, Stage};
 use super::reserve::{self, Reserve};
 use super::start::Exchange;
 use super::trap::name_of;
+use super::watch::{self, APIC_TIMER, TICKS_A_MILLISECOND, TIMER_MASKED};
 
 /// How long an image may take to accept, besides what the size of the state takes.
 const LIMIT: Duration = Duration::from_secs(5);
 /// State that may take a second more.
-const BYTES_A_SECOND: u64 = 256 << 10;
-
-/// The local APIC's registers (`monitor.s` has the others).
-const APIC_BASE: Msr = Msr::new(0x1b);
-const APIC_TIMER: Msr = Msr::new(0x832);
-/// In the base register: switched on, in the mode of register numbers.
-const APIC_BY_NUMBERS: u64 = 0xc00;
-const TIMER_MASKED: u64 = 1 << 16;
-/// Xen's timer has 100 MHz, divided by 128.
-const TICKS_A_MILLISECOND: u64 = 781;
+pub(super) const BYTES_A_SECOND: u64 = 256 << 10;
 
 /// What the monitor notes of how a trial ended.
 const OUTCOME_FAULT: u64 = 1;
@@ -41,6 +31,7 @@ pub(super) fn is_open() -> bool {
 
 /// Goes over to the image in the slot. This one comes back by its own later start. All events must be masked.
 pub(super) fn begin(reserve: Reserve, exchange: &Exchange) -> ! {
+    watch::stop();
     let header = reserve.header();
     let limit = time_for(header.stream_size.get());
     let fields = &header.monitor;
@@ -48,7 +39,7 @@ pub(super) fn begin(reserve: Reserve, exchange: &Exchange) -> ! {
     fields.entry.set(exchange.entry);
     fields.is_fresh.set(1);
     fields.is_trial.set(1);
-    fields.limit.set(if has_timer() { limit } else { 0 });
+    fields.limit.set(if watch::has_timer() { limit } else { 0 });
     fields.outcome.set(0);
     header.reason.clear();
     header.set_stage(Stage::Trial);
@@ -112,35 +103,4 @@ fn time_for(stream_size: u64) -> u64 {
     milliseconds
         .saturating_mul(TICKS_A_MILLISECOND)
         .min(u64::from(u32::MAX))
-}
-
-/// Whether there is a timer for a trial; it is made ready then.
-fn has_timer() -> bool {
-    if !cpuid::has_x2apic() {
-        return false;
-    }
-    let mut base = APIC_BASE;
-    // SAFETY: the processor has this register.
-    let value = unsafe { base.read() };
-    // SAFETY: it has the mode, and nothing of ours uses another.
-    unsafe { base.write(value | APIC_BY_NUMBERS) };
-    true
-}
-
-/// The timer of a trial that is over: told that it was heard, and nothing else.
-///
-/// # Safety
-/// Only an interrupt gate may enter it.
-#[unsafe(naked)]
-pub(super) unsafe extern "C" fn stale_timer() {
-    naked_asm!(
-        "push rax", "push rcx", "push rdx",
-        "xor eax, eax",
-        "xor edx, edx",
-        "mov ecx, {end_of_interrupt}",
-        "wrmsr",
-        "pop rdx", "pop rcx", "pop rax",
-        "iretq",
-        end_of_interrupt = const 0x80b,
-    )
 }

@@ -1,13 +1,15 @@
-//! The one place where the processor sleeps and the one interrupt that it then takes: Xen's event upcall.
+//! The one place where the processor sleeps, and Xen's event upcall, which wakes it.
 //!
-//! Interrupts are enabled nowhere else. To the compiler the idle primitive is an ordinary call, so that no register and no red zone
-//! is live across it, and Rust code is never interrupted.
+//! To the compiler the sleep is an ordinary call, and an interrupt ends it as its `ret` would, whatever it interrupted: emulation may deliver
+//! an interrupt twice, at its handler's own first instruction, and may lose the shadow of `sti`, so that it comes before `hlt`. At work the
+//! upcall is kept away (`event::Channels::silence`); one that was under way is dropped.
 
 use core::arch::naked_asm;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::abi::{CALLBACK_BY_VECTOR, DOMID_SELF, PARAMETER_CALLBACK, SetParameter};
-use super::hypercall;
-use super::trap::UPCALL_VECTOR;
+use super::trap::{UPCALL_VECTOR, save_and_return};
+use super::{hypercall, shared_info};
 use crate::xen::XenError;
 
 /// Asks Xen for [`UPCALL_VECTOR`] when an event is pending. Xen injects it without a LAPIC, so there is no end of interrupt to tell.
@@ -25,47 +27,56 @@ pub(super) fn start() -> Result<(), XenError> {
     unsafe { hypercall::perform(&mut callback) }.map(drop)
 }
 
-/// Sleeps until an interrupt; returns with interrupts off. Returns at once if an event is pending.
+/// The stack of who sleeps; 0 while nobody does.
+pub(super) static SLEEPER: AtomicU64 = AtomicU64::new(0);
+
+/// Sleeps until an upcall; to be called, and returns, with interrupts off.
 pub(super) fn idle() {
-    // SAFETY: an ordinary call that keeps the C calling convention; the handler leaves every register as it was.
+    // SAFETY: an ordinary call that keeps the C calling convention: a handler that ends it leaves every register as it was, but for those
+    // that a call may change.
     unsafe { sleep() }
 }
 
 /// # Safety
-/// The upcall's handler must be installed.
+/// The handlers must be installed, and interrupts off.
 #[unsafe(naked)]
-unsafe extern "C" fn sleep() {
-    naked_asm!("sti", "hlt", "cli", "ret")
+pub(super) unsafe extern "C" fn sleep() {
+    naked_asm!(
+        "mov [rip + {sleeper}], rsp",
+        "sti",
+        "hlt",
+        "cli",
+        "mov qword ptr [rip + {sleeper}], 0",
+        "ret",
+        sleeper = sym SLEEPER,
+    )
 }
-
-/// `sti` is one byte, so `hlt` is here in [`sleep`].
-const OFFSET_OF_HLT: usize = 1;
 
 /// The upcall: ends the sleep and nothing else. Which event came is in shared memory, for the loop to collect.
 ///
-/// It returns with interrupts off, so that an event that stays pending cannot raise it again and again. It steps over `hlt` if it came
-/// before it: nested virtualisation under emulation loses the shadow of `sti`, and an NMI ends it on real machines; the sleep would
-/// never end. It has no IST stack: emulation may deliver it twice, at its own first instruction, and the second frame must not
-/// overwrite the first.
-///
 /// # Safety
-/// Only an interrupt gate may enter it.
+/// Only an interrupt gate with a stack of its own may enter it.
 #[unsafe(naked)]
 pub(super) unsafe extern "C" fn handler() {
     naked_asm!(
-        "push rax",
-        "lea rax, [rip + {sleep} + {offset_of_hlt}]",
-        "cmp [rsp + {rip}], rax",
-        "jne 2f",
-        "inc qword ptr [rsp + {rip}]",
+        "cmp qword ptr [rip + {sleeper}], 0",
+        "je 2f",
+        "mov rsp, [rip + {sleeper}]",
+        "mov qword ptr [rip + {sleeper}], 0",
+        "ret",
         "2:",
-        "and dword ptr [rsp + {rflags}], {interrupts_off}",
-        "pop rax",
-        "iretq",
-        sleep = sym sleep,
-        offset_of_hlt = const OFFSET_OF_HLT,
-        rip = const 8,
-        rflags = const 24,
-        interrupts_off = const !(1_i32 << 9),
+        "push 0",
+        "push {vector}",
+        "jmp {at_work}",
+        sleeper = sym SLEEPER,
+        vector = const UPCALL_VECTOR,
+        at_work = sym save_and_return,
     )
+}
+
+/// An upcall that Xen was about to raise when it was told not to: the loop finds what came by itself.
+pub(super) fn came_at_work() {
+    if let Some(shared) = shared_info::get() {
+        shared.vcpu().upcall_pending.store(0, Ordering::SeqCst);
+    }
 }
