@@ -83,13 +83,9 @@ impl<T: Clone + From<Node<T>>> Storage for FlatMap<T> {
 
     #[inline(never)]
     fn add(&mut self, path: PathRef<'_>, seed: Seed) -> Option<Incarnation> {
-        let (_, name) = path.split()?;
-        let child = self.child.clone();
-        let parent = self.get_mut(path.parent()?)?;
-        let owner = parent.acl.owner();
-        parent.generation = seed.generation;
-        parent.children.add(name, child);
-        self.nodes.insert(Key::new(path.as_str()), Node::new(seed));
+        let generation = seed.generation;
+        let owner = self.restore(path, seed)?;
+        self.get_mut(path.parent()?)?.generation = generation;
         Some(owner)
     }
 
