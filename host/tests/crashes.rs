@@ -15,7 +15,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use store::{Store, settings};
 use xenstore::state::HostLink;
 use xenstore::wire::{HEADER_SIZE, Header, Kind};
-use xenstore::{ConnId, Instant, Server, StorageKind, faults};
+use xenstore::{ConnId, Instant, Nesting, Server, Settings, StorageKind, faults};
 
 /// Who asks, who hears of it besides domain 0, and another.
 const GUEST: u16 = 1;
@@ -84,6 +84,47 @@ fn a_transaction(store: &mut Store) -> u32 {
 fn a_merge(store: &mut Store) -> u32 {
     let tx = a_transaction(store);
     store.ok(OTHER, Kind::Write, "/shared/beside\0x");
+    tx
+}
+
+/// A wall between two of what is shared; the guest has not chosen yet.
+fn a_wall(store: &mut Store) -> u32 {
+    for path in ["/shared/x", "/shared/y"] {
+        store.ok(0, Kind::Mkdir, &format!("{path}\0"));
+        store.ok(0, Kind::SetPerms, &format!("{path}\0b0\0"));
+    }
+    let classes = "c=/shared/x+/shared/y,d=/shared/x+/shared/z";
+    let set = format!("policy\0set\0legacy,chinese_wall:{classes}\0");
+    store.ok(0, Kind::Control, &set);
+    0
+}
+
+/// Resources that a guest holds and others wait for, or are to take over.
+fn leases(store: &mut Store) -> u32 {
+    store.ok(0, Kind::Control, "policy\0set\0legacy,lease\0");
+    for resource in ["/lease/d/x", "/lease/d/y"] {
+        for (path, value) in [("", "exclusive"), ("/holder/1", "exclusive")] {
+            store.ok(0, Kind::Write, &format!("{resource}{path}\0{value}"));
+        }
+    }
+    store.ok(0, Kind::Write, "/lease/d/x/wait/2\0exclusive");
+    store.ok(0, Kind::Write, "/lease/d/x/wait/3\0exclusive");
+    store.ok(0, Kind::Write, "/lease/d/y/move/1\x002 60");
+    store.ok(0, Kind::Watch, "/lease\0w\0");
+    0
+}
+
+/// The toolstack gives a lease back, and asks for another one, at once.
+fn leases_in_a_transaction(store: &mut Store) -> u32 {
+    leases(store);
+    let tx = store.begin(0);
+    for (kind, payload) in [
+        (Kind::Rm, "/lease/d/x/holder/1\0"),
+        (Kind::Write, "/lease/d/z\0shared"),
+        (Kind::Write, "/lease/d/y/holder/2\0exclusive"),
+    ] {
+        assert_eq!(store.ask(0, kind, tx, payload.as_bytes()), b"OK\0");
+    }
     tx
 }
 
@@ -194,6 +235,58 @@ fn cases() -> Vec<Case> {
         case("a resumption", nothing, 0, Kind::Resume, "3\0"),
         case("a reading", a_tree, GUEST, Kind::Read, "/shared/x\0"),
         case("a list", a_tree, GUEST, Kind::Directory, "/shared\0"),
+        case("a choice", a_wall, GUEST, Kind::Read, "/shared/x\0"),
+        case(
+            "a change that is a choice",
+            a_wall,
+            GUEST,
+            Kind::Write,
+            "/shared/x/n\0v",
+        ),
+        case(
+            "other policies",
+            leases,
+            0,
+            Kind::Control,
+            "policy\0set\0legacy,protocol,lease\0",
+        ),
+        case(
+            "no policies",
+            leases,
+            0,
+            Kind::Control,
+            "policy\0set\0legacy\0",
+        ),
+        case("a layer", nothing, 0, Kind::Control, "layer\0add\0trace\0"),
+        case(
+            "a lease given back",
+            leases,
+            0,
+            Kind::Rm,
+            "/lease/d/x/holder/1\0",
+        ),
+        case(
+            "a place in the line",
+            leases,
+            0,
+            Kind::Write,
+            "/lease/d/y/wait/3\0exclusive",
+        ),
+        case(
+            "a takeover",
+            leases,
+            0,
+            Kind::Write,
+            "/lease/d/y/holder/2\0exclusive",
+        ),
+        case("a holder's release", leases, 0, Kind::Release, "1\0"),
+        case(
+            "leases at a transaction's end",
+            leases_in_a_transaction,
+            0,
+            Kind::TransactionEnd,
+            "T\0",
+        ),
     ]
 }
 
@@ -308,13 +401,13 @@ impl Outcome {
 }
 
 /// Makes another store of what a crash left.
-fn go_on(store: &mut Store, storage: StorageKind) {
+fn go_on(store: &mut Store, settings: Settings) {
     let mut stream = Vec::new();
     let host = |_: ConnId| HostLink::default();
     store
         .server
         .export_after_crash(Instant(0), &host, None, &mut stream);
-    let restored = Server::import(&stream, settings(storage), Instant(0)).unwrap();
+    let restored = Server::import(&stream, settings, Instant(0)).unwrap();
     // What crashed is not taken apart: nothing in it need be whole.
     std::mem::forget(std::mem::replace(&mut store.server, restored.server));
     let nobodys = store.server.open_socket();
@@ -335,7 +428,7 @@ fn crash(case: &Case, storage: StorageKind, place: u64) -> Option<(Store, bool)>
     let error = crashed.err()?;
     assert!(error.is::<faults::Crash>(), "{}: another panic", case.name);
     let is_done = store.server.complete_after_crash().did_change;
-    go_on(&mut store, storage);
+    go_on(&mut store, settings(storage));
     Some((store, is_done))
 }
 
@@ -386,4 +479,51 @@ fn everywhere(storage: StorageKind) {
         places += done[0] + done[1];
     }
     assert!(places > 200, "{places} places");
+}
+
+/// Transactions may be inside others.
+fn nesting() -> Settings {
+    let mut settings = settings(StorageKind::default());
+    (settings.features, settings.grantable) = Nesting::Nested.features();
+    settings
+}
+
+#[test]
+fn a_crash_in_a_transaction_gives_up_the_outermost_and_ends_all_inside() {
+    let mut crashes = 0;
+    for (kind, payload) in [
+        (Kind::Write, "/shared/n\0v"),
+        (Kind::TransactionStart, "\0"),
+        (Kind::TransactionEnd, "T\0"),
+        (Kind::TransactionEnd, "F\0"),
+    ] {
+        for place in 0..PLACES_MAX {
+            let mut store = Store::with_settings(OTHER, nesting());
+            let outermost = store.begin(0);
+            let middle = store.begin_inside(0, outermost);
+            let [own, beside] = [middle, middle].map(|outer| store.begin_inside(0, outer));
+            let apart = store.begin(0);
+            let ask = |store: &mut Store, tx| store.ask(0, Kind::Write, tx, b"/t\0value");
+            for tx in [outermost, own, apart] {
+                assert_eq!(ask(&mut store, tx), b"OK\0");
+            }
+            faults::crash_at(Some(place));
+            let run = || store.send(0, kind, own, payload.as_bytes());
+            let crashed = catch_unwind(AssertUnwindSafe(run));
+            faults::crash_at(None);
+            if crashed.is_ok() {
+                break;
+            }
+            store.server.complete_after_crash();
+            go_on(&mut store, nesting());
+            store.read(0);
+            let left = [outermost, middle, own, beside, apart].map(|tx| ask(&mut store, tx));
+            let expected: [&[u8]; 5] =
+                [b"EAGAIN\0", b"ENOENT\0", b"ENOENT\0", b"ENOENT\0", b"OK\0"];
+            assert_eq!(left, expected, "{kind} crashes at {place}");
+            assert_eq!(store.server.audit(), Ok(()));
+            crashes += 1;
+        }
+    }
+    assert!(crashes > 10, "{crashes} crashes");
 }

@@ -7,6 +7,26 @@ impl Model {
     pub(crate) fn control(&mut self, payload: &[u8]) -> Reply {
         let words = strings(payload);
         match words.as_slice() {
+            [b"policy", b"set", list] => {
+                self.set_policies(&text(list))?;
+                ok()
+            }
+            [b"layer", b"add", word] => {
+                self.add_layer(&text(word))?;
+                ok()
+            }
+            [b"layer", b"remove", place] => {
+                let place = number(place, u32::MAX)?;
+                self.remove_layer(usize::try_from(place).unwrap_or(usize::MAX))?;
+                ok()
+            }
+            [b"layer", b"set", list] => match self.set_layers(&text(list)) {
+                true => ok(),
+                false => Ok(Answer::Lines(vec![None])),
+            },
+            [b"policy" | b"layer"] | [b"policy" | b"layer", b"list" | b"help"] => {
+                Ok(Answer::Lines(Vec::new()))
+            }
             [b"check"] => ok(),
             [b"help" | b"memreport" | b"counters" | b"log" | b"quota" | b"quota-soft"]
             | [b"counters", b"total"]
@@ -69,6 +89,10 @@ impl Model {
             ),
         ]))
     }
+}
+
+fn text(word: &[u8]) -> String {
+    String::from_utf8_lossy(word).into_owned()
 }
 
 fn ok() -> Reply {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::acl::{Subject, Who};
 use crate::nodes::{Change, Node, Touched, Tree, below, is_special, parent};
 use crate::queue::{Mark, Message};
-use crate::{Client, Model, PAYLOAD_MAX, Watch};
+use crate::{Client, Lost, Model, PAYLOAD_MAX, Watch};
 
 /// Events of one source that may wait for an unprivileged client.
 const EVENTS_MAX: usize = 1024;
@@ -212,10 +212,13 @@ impl Model {
         let waiting = client.queue.events_from(source);
         let name = client.watch(told.watch).map(|watch| {
             let event = [told.path.as_bytes(), b"\0", &watch.token, b"\0"].concat();
-            (watch.path.clone(), event)
+            Lost {
+                path: watch.path.clone(),
+                is_told: client.queue.has_event(&event),
+                event,
+            }
         });
-        let is_lost =
-            |lost: &(u16, (String, Vec<u8>))| lost.0 == told.to && Some(&lost.1) == name.as_ref();
+        let is_lost = |lost: &(u16, Lost)| lost.0 == told.to && Some(&lost.1) == name.as_ref();
         let Some(at) = self.lost.iter().position(is_lost) else {
             if waiting > EVENTS_MAX && !privileged {
                 self.fault(format!(
@@ -232,9 +235,8 @@ impl Model {
         false
     }
 
-    /// The server had no room for an event of a domain's watch on `path`, in the step that comes next.
-    pub fn loses(&mut self, domid: u16, path: &str, event: &[u8]) {
-        let lost = (path.to_owned(), event.to_vec());
+    /// The server had no room for an event of a domain, in the step that comes next.
+    pub fn loses(&mut self, domid: u16, lost: Lost) {
         self.lost.push((domid, lost));
     }
 

@@ -7,6 +7,7 @@
 mod acl;
 mod control;
 mod events;
+mod lease;
 mod life;
 mod nodes;
 mod payload;
@@ -18,11 +19,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use acl::Who;
+use lease::Leases;
 use nodes::{Change, Node, Touched, Tree};
 use queue::Queue;
 
 pub use life::Fate;
-pub use policy::Rules;
+pub use policy::{LAYERS, Rules};
 pub use queue::Source;
 
 /// The names of errors that clients know (`io/xs_wire.h`): no other may come.
@@ -148,6 +150,17 @@ pub struct Request<'a> {
     pub payload: &'a [u8],
 }
 
+/// An event that the server had no room for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lost {
+    /// The watch's path.
+    pub path: String,
+    /// The event's payload.
+    pub event: Vec<u8>,
+    /// An equal one waited already.
+    pub is_told: bool,
+}
+
 /// What a crash left of a request.
 #[derive(Clone, Copy, Debug)]
 pub struct Left<'a> {
@@ -159,9 +172,6 @@ pub struct Left<'a> {
     pub is_kept: bool,
     /// The transactions that are open still, if it goes on.
     pub open: &'a [u32],
-    /// Those of them that are given up: the one that the request was in, the one that this was about to be merged into, and all inside
-    /// them; no others.
-    pub given_up: &'a [u32],
 }
 
 /// An error's name.
@@ -197,12 +207,18 @@ pub struct Model {
     is_release_untold: bool,
     /// Whether memory may be short: then requests of guests may be refused, and their events lost.
     lenient: bool,
-    /// Events that the server had no room for in the present step: whose, of a watch on which path, and their payload.
-    lost: Vec<(u16, (String, Vec<u8>))>,
+    /// Events that the server had no room for in the present step, with whose they are.
+    lost: Vec<(u16, Lost)>,
     faults: Vec<String>,
     rules: Rules,
+    leases: Leases,
+    /// There was a time without the policy of leases, in which anything could be written.
+    leases_unwatched: bool,
+    /// The lists in force.
+    policies: String,
+    layers: Vec<String>,
     /// What the policies let pass of the request that ran last.
-    passed: Option<String>,
+    passed: Option<(u32, String)>,
 }
 
 /// Numbers given so far.
@@ -289,6 +305,10 @@ impl Model {
             lost: Vec::new(),
             faults: Vec::new(),
             rules: Rules::default(),
+            leases: Leases::default(),
+            leases_unwatched: false,
+            policies: "legacy".to_owned(),
+            layers: Vec::new(),
             passed: None,
         };
         let me = settings.privileged;
@@ -329,7 +349,7 @@ impl Model {
     /// # Errors
     /// The first fault.
     pub fn check(&mut self) -> Result<(), String> {
-        if let Some((domid, (path, event))) = self.lost.first() {
+        if let Some((domid, Lost { path, event, .. })) = self.lost.first() {
             let event = event.escape_ascii();
             self.faults.push(format!(
                 "d{domid} lost {event} of its watch on {path} for nothing"
@@ -342,6 +362,7 @@ impl Model {
             self.faults
                 .push(format!("what d{domid} has lost will never be told"));
         }
+        self.check_leases();
         match self.faults.first() {
             Some(fault) => Err(fault.clone()),
             None => Ok(()),
@@ -391,6 +412,17 @@ impl Model {
     /// Every node's path.
     pub fn paths(&self) -> impl Iterator<Item = &str> {
         self.tree.keys().map(|path| &**path)
+    }
+
+    /// Every node: value, and permissions with a NUL behind each.
+    #[must_use]
+    pub fn nodes(&self) -> BTreeMap<String, (Vec<u8>, String)> {
+        let all = self.tree.iter();
+        all.map(|(path, node)| {
+            let permissions = nodes::permissions(&node.acl, &self.domains);
+            (path.to_string(), (node.value.clone(), permissions))
+        })
+        .collect()
     }
 
     /// Who a domain is now; nobody if none is known.

@@ -105,9 +105,13 @@ impl Model {
     /// The server looks what is too old.
     pub fn timeout(&mut self) {
         let limit = self.settings.event_timeout_ns;
-        if limit == 0 {
-            return;
+        if limit > 0 {
+            self.drop_old_events(limit);
         }
+        self.time_leases();
+    }
+
+    fn drop_old_events(&mut self, limit: u64) {
         let now = self.now_ns;
         let domids: Vec<u16> = self.clients.keys().copied().collect();
         for domid in domids {
@@ -193,6 +197,7 @@ impl Model {
         }
         self.domains.remove(&domid);
         self.version += 1;
+        self.end_leases(domid);
         self.forget_choices(domid);
         if was_introduced {
             self.tell_of(RELEASE, domid);

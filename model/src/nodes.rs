@@ -59,8 +59,8 @@ pub(crate) struct View<'a> {
     pub(crate) rules: &'a Rules,
     /// The committed nodes.
     pub(crate) store: &'a Tree,
-    /// What the policies let pass last.
-    pub(crate) passed: Option<String>,
+    /// What the policies let pass last: the type of the request, and its path.
+    pub(crate) passed: Option<(u32, String)>,
 }
 
 impl Touched {
@@ -134,16 +134,19 @@ impl View<'_> {
             _ => b'w',
         };
         let who = self.subject.who.domid();
-        if self.subject.privileged || self.nearest(&path, right).is_err() {
+        if self.nearest(&path, right).is_err() {
             return Ok(());
         }
-        if self
+        let is_refused = self
             .rules
-            .refuse(who, (kind, &path, payload), self.tree, self.store)
-        {
+            .refuse(who, (kind, &path, payload), self.tree, self.store);
+        if !self.subject.privileged && is_refused {
             return Err("EACCES");
         }
-        self.passed = Some(path);
+        if self.rules.lease {
+            self.judge_lease(kind, &path, payload)?;
+        }
+        self.passed = Some((kind, path));
         Ok(())
     }
 
@@ -172,12 +175,7 @@ impl View<'_> {
     fn get_perms(&mut self, written: &[u8]) -> Reply {
         let path = self.any_path(written)?;
         let node = self.allowed(&path, b'r')?;
-        let owner = node.acl.iter().take(1);
-        let listed = node.acl.iter().skip(1);
-        let shown = owner.chain(listed.filter(|(_, who)| self.is_listed(*who)));
-        let text: String = shown
-            .map(|(letter, who)| format!("{}{}\0", char::from(*letter), who.domid()))
-            .collect();
+        let text = permissions(&node.acl, self.domains);
         Ok(Answer::Bytes(text.into_bytes()))
     }
 
@@ -268,17 +266,6 @@ impl View<'_> {
                 self.unasked = Some(domid);
                 Who::Nobody(domid)
             }
-        }
-    }
-
-    /// Whether an entry is shown: not that of a domain that is no more.
-    fn is_listed(&self, who: Who) -> bool {
-        match who {
-            Who::Life(domid, life) => self
-                .domains
-                .get(&domid)
-                .is_some_and(|domain| domain.life == life),
-            Who::Any | Who::Nobody(_) => true,
         }
     }
 
@@ -394,6 +381,21 @@ impl View<'_> {
     fn any_path(&self, written: &[u8]) -> Result<String, Errno> {
         path(written, self.subject.who.domid(), &self.limits)
     }
+}
+
+/// A list as it is shown: without the domains that are no more, unless it is the owner.
+pub(crate) fn permissions(acl: &Acl, domains: &BTreeMap<u16, Domain>) -> String {
+    let is_listed = |who: Who| match who {
+        Who::Life(domid, life) => domains
+            .get(&domid)
+            .is_some_and(|domain| domain.life == life),
+        Who::Any | Who::Nobody(_) => true,
+    };
+    let shown = acl.iter().enumerate();
+    let shown = shown.filter(|(place, (_, who))| *place == 0 || is_listed(*who));
+    shown
+        .map(|(_, (letter, who))| format!("{}{}\0", char::from(*letter), who.domid()))
+        .collect()
 }
 
 fn one_path(payload: &[u8]) -> Result<&[u8], Errno> {

@@ -1,4 +1,4 @@
-//! The policies `protocol` and `chinese_wall`, and what layers withhold: said once more, in the plainest way.
+//! The policies `protocol` and `chinese_wall`, the lists of policies and layers, and what layers withhold: said once more, in the plainest way.
 
 use std::rc::Rc;
 
@@ -7,6 +7,20 @@ use crate::{Errno, Model, Request};
 
 /// Where the choices of `chinese_wall` are kept.
 const CHOICES: &str = "/tool/xenstored/chinese-wall";
+/// Layers that there are, of all that can be named.
+pub const LAYERS: [&str; 9] = [
+    "trace",
+    "stats",
+    "rate:500/s,burst=3",
+    "rate:2000/s,who=all",
+    "delay:1ms,read=0ms",
+    "delay:write=3ms,end=2ms,who=all",
+    "error:EAGAIN@5%,kind=end",
+    "error:EIO@3%,seed=7",
+    "error:EINVAL@20%,kind=write,while=/t/a",
+];
+/// Layers that there can be at a time.
+const LAYERS_MAX: usize = 16;
 /// The frontend's keys of the one class of devices that is modelled.
 const STATE: &str = "device/vif/0/state";
 const BACKEND: &str = "device/vif/0/backend";
@@ -18,11 +32,29 @@ pub struct Rules {
     pub protocol: bool,
     /// `chinese_wall`: classes by name, each with the paths of its members.
     pub classes: Vec<(String, Vec<String>)>,
+    /// `lease`.
+    pub lease: bool,
 }
 
 impl Rules {
-    fn is_empty(&self) -> bool {
-        !self.protocol && self.classes.is_empty()
+    /// Reads a list; `None` if it is none.
+    fn parse(list: &str) -> Option<Self> {
+        let mut rules = Self::default();
+        let mut items = items(list).into_iter();
+        if items.next()? != "legacy" {
+            return None;
+        }
+        for item in items {
+            match item.split_once(':') {
+                None if item == "protocol" && !rules.protocol => rules.protocol = true,
+                None if item == "lease" && !rules.lease => rules.lease = true,
+                Some(("chinese_wall", classes)) if rules.classes.is_empty() => {
+                    rules.classes = read_classes(classes)?;
+                }
+                _ => return None,
+            }
+        }
+        Some(rules)
     }
 
     /// The classes to which a path belongs, each with the member.
@@ -56,6 +88,34 @@ impl Rules {
             && breaks_protocol(who, (kind, path, payload), seen);
         self.is_kept_out(who, path, store) || holds_member || breaks_protocol
     }
+}
+
+/// The items of a list: commas part them, and a part with `=` before any colon belongs to the item before it.
+fn items(list: &str) -> Vec<String> {
+    let mut items: Vec<String> = Vec::new();
+    for part in list.split(',') {
+        let head = part.split(':').next().unwrap_or_default();
+        match items.last_mut() {
+            Some(last) if head.contains('=') => *last = format!("{last},{part}"),
+            _ => items.push(part.to_owned()),
+        }
+    }
+    items
+}
+
+fn read_classes(text: &str) -> Option<Vec<(String, Vec<String>)>> {
+    let class = |text: &str| {
+        let (name, members) = text.split_once('=')?;
+        let members: Vec<String> = members.split('+').map(str::to_owned).collect();
+        let overlap = |(place, one): (usize, &String)| {
+            let mut others = members.iter().skip(place + 1);
+            others.any(|other| lies_in(one, other) || lies_in(other, one))
+        };
+        let is_wrong = members.len() < 2 || members.iter().any(|path| !path.starts_with('/'));
+        let is_wrong = is_wrong || name.is_empty() || members.iter().enumerate().any(overlap);
+        (!is_wrong).then(|| (name.to_owned(), members.clone()))
+    };
+    text.split(',').map(class).collect()
 }
 
 fn breaks_protocol(who: u16, (kind, path, payload): (u32, &str, &[u8]), seen: &Tree) -> bool {
@@ -96,7 +156,7 @@ fn breaks_protocol(who: u16, (kind, path, payload): (u32, &str, &[u8]), seen: &T
     }
 }
 
-fn lies_in(path: &str, above: &str) -> bool {
+pub(crate) fn lies_in(path: &str, above: &str) -> bool {
     let rest = path.strip_prefix(above);
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || above == "/")
 }
@@ -105,16 +165,79 @@ fn choice_of(class: &str, who: u16) -> String {
     format!("{CHOICES}/{class}/{who}")
 }
 
+fn is_layer(word: &str) -> bool {
+    LAYERS.contains(&word)
+}
+
 impl Model {
-    /// What the administrator chose at the start: policies, and the lists as they are kept in nodes.
-    pub fn configure(&mut self, rules: Rules, policy: &str, layer: &str) {
-        if !rules.is_empty() {
-            self.keep("/tool/xenstored/policy", policy);
+    /// What the administrator chose at the start.
+    pub fn configure(&mut self, policies: &str, layers: &str) {
+        self.rules = Rules::parse(policies).unwrap_or_default();
+        self.policies = policies.to_owned();
+        self.layers = items(layers);
+        self.layers.retain(|word| !word.is_empty());
+        self.show_lists();
+        self.begin_leases();
+    }
+
+    /// Another instance of the store has taken over: what policies do not keep in nodes begins anew. Whether nodes have changed by that.
+    pub fn taken_over(&mut self) -> bool {
+        let version = self.version;
+        self.begin_leases();
+        self.version != version
+    }
+
+    pub(crate) fn set_policies(&mut self, list: &str) -> Result<(), Errno> {
+        self.rules = Rules::parse(list).ok_or("EINVAL")?;
+        self.policies = list.to_owned();
+        self.show_lists();
+        self.begin_leases();
+        Ok(())
+    }
+
+    /// Replaces all layers by those of a list that there are; whether these are all.
+    pub(crate) fn set_layers(&mut self, list: &str) -> bool {
+        let words = items(list).into_iter().filter(|word| !word.is_empty());
+        let (good, bad): (Vec<String>, Vec<String>) = words.partition(|word| is_layer(word));
+        let is_all = bad.is_empty() && good.len() <= LAYERS_MAX;
+        self.layers = good;
+        self.layers.truncate(LAYERS_MAX);
+        self.show_lists();
+        is_all
+    }
+
+    pub(crate) fn add_layer(&mut self, word: &str) -> Result<(), Errno> {
+        if !is_layer(word) || self.layers.len() >= LAYERS_MAX {
+            return Err("EINVAL");
         }
-        if !layer.is_empty() {
-            self.keep("/tool/xenstored/layer", layer);
+        self.layers.push(word.to_owned());
+        self.show_lists();
+        Ok(())
+    }
+
+    pub(crate) fn remove_layer(&mut self, place: usize) -> Result<(), Errno> {
+        if place >= self.layers.len() {
+            return Err("ENOENT");
         }
-        self.rules = rules;
+        self.layers.remove(place);
+        self.show_lists();
+        Ok(())
+    }
+
+    /// Shows lists other than the defaults.
+    fn show_lists(&mut self) {
+        let lists = [
+            ("/tool/xenstored/policy", self.policies.clone(), "legacy"),
+            ("/tool/xenstored/layer", self.layers.join(","), ""),
+        ];
+        for (path, words, default) in lists {
+            let shown = self.tree.get(path).map(|node| node.value.clone());
+            if words == default {
+                self.drop_node(path);
+            } else if shown.as_deref() != Some(words.as_bytes()) {
+                self.keep(path, &words, self.settings.privileged);
+            }
+        }
     }
 
     /// A layer answered a request with an error; it did not run.
@@ -154,30 +277,41 @@ impl Model {
             .collect();
         for (choice, member) in members {
             if !self.tree.contains_key(choice.as_str()) {
-                self.keep(&choice, &member);
+                self.keep(&choice, &member, self.settings.privileged);
             }
         }
     }
 
     /// Forgets what a domain has chosen that is no more.
     pub(crate) fn forget_choices(&mut self, who: u16) {
-        let classes = self.rules.classes.iter();
-        let choices: Vec<String> = classes.map(|(class, _)| choice_of(class, who)).collect();
-        for path in choices {
-            if self.tree.contains_key(path.as_str()) {
-                let before = self.tree.clone();
-                cut(&mut self.tree, &path);
-                self.version += 1;
-                let removed = true;
-                self.tell(&before, &[Change { path, removed }], None);
-            }
+        let folder = self.tree.get(CHOICES);
+        let classes: Vec<Rc<str>> = folder.map_or(Vec::new(), |folder| folder.children.clone());
+        for class in classes {
+            self.drop_node(&choice_of(&class, who));
         }
     }
 
-    /// Writes a node on the store's own account.
-    fn keep(&mut self, path: &str, value: &str) {
+    /// Removes a node on the store's own account, if it is there.
+    pub(crate) fn drop_node(&mut self, path: &str) {
+        if self.tree.contains_key(path) {
+            let before = self.tree.clone();
+            cut(&mut self.tree, path);
+            self.version += 1;
+            let (path, removed) = (path.to_owned(), true);
+            self.tell(&before, &[Change { path, removed }], None);
+        }
+    }
+
+    /// Writes a node on the store's own account; what is made belongs to a domain, or to the privileged one if that is not known.
+    pub(crate) fn keep(&mut self, path: &str, value: &str, owner: u16) {
         let before = self.tree.clone();
-        let acl = vec![(b'n', self.life(self.settings.privileged))];
+        let is_known = self.domains.contains_key(&owner);
+        let owner = if is_known {
+            owner
+        } else {
+            self.settings.privileged
+        };
+        let acl = vec![(b'n', self.life(owner))];
         let tree = Rc::make_mut(&mut self.tree);
         let mut at = String::new();
         for name in path.split('/').skip(1) {

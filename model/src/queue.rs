@@ -176,6 +176,12 @@ impl Queue {
         !event.repeats() && waiting.any(|other| !other.repeats() && other.body == event.body)
     }
 
+    /// Whether an event with this payload waits, and not one that repeats.
+    pub(crate) fn has_event(&self, payload: &[u8]) -> bool {
+        let mut waiting = self.messages.iter();
+        waiting.any(|other| !other.repeats() && other.body.is(payload))
+    }
+
     pub(crate) fn push(&mut self, message: Message) {
         self.messages.push_back(message);
     }

@@ -28,7 +28,11 @@ impl Model {
             Some(name @ ("ENOSPC" | "ENOMEM")) if lacks && !self.is_due(who, request, name) => {
                 self.refuse(who, request, name)
             }
-            Some("EAGAIN") if lacks && request.tx_id != 0 => self.give_up(who, request),
+            Some(name @ "EAGAIN")
+                if lacks && request.tx_id != 0 && !self.is_due(who, request, name) =>
+            {
+                self.give_up(who, request)
+            }
             _ => self.answer(who, request),
         };
         if lacks && matches!(refused, Some("ENOSPC" | "ENOMEM")) {
@@ -47,6 +51,7 @@ impl Model {
         if !self.begin(who, privileged) {
             return;
         }
+        let outermost = self.outermost(who, request.tx_id);
         // Who is not privileged may have been refused what it asked for, for want of memory.
         let reply = if left.did_change || left.did_answer && privileged {
             self.answer(who, request)
@@ -57,39 +62,42 @@ impl Model {
             self.cause = None;
             return self.stopped(who);
         }
-        let outer = self.outer_of(who, request.tx_id);
         let reply = if left.did_answer { reply } else { Err("EIO") };
         let fresh = self.finish(who, request, reply);
         self.cause = None;
         if let Some(watch) = fresh {
             self.tell_own(who, watch);
         }
-        if let Some(client) = self.clients.get_mut(&who) {
-            client.transactions.retain(|id, _| left.open.contains(id));
-        }
-        for id in left.given_up.iter().copied() {
-            self.broken(who, id, [Some(request.tx_id), outer]);
-        }
+        self.broken(who, request, outermost, left.open);
     }
 
-    /// The transaction around another one.
-    fn outer_of(&self, who: u16, id: u32) -> Option<u32> {
-        self.clients.get(&who)?.transactions.get(&id)?.outer
+    /// The transaction around all that another one is inside of.
+    fn outermost(&self, who: u16, id: u32) -> u32 {
+        let open = self.clients.get(&who).map(|client| &client.transactions);
+        let outer = |id: &u32| open?.get(id)?.outer;
+        std::iter::successors(Some(id), outer).last().unwrap_or(id)
     }
 
-    /// A crash broke a transaction: one of the `guilty`, or one inside them.
-    fn broken(&mut self, who: u16, id: u32, guilty: [Option<u32>; 2]) {
-        let mut around = std::iter::successors(Some(id), |inner| self.outer_of(who, *inner));
-        let is_guilty = around.any(|id| guilty.contains(&Some(id)));
-        let client = self.clients.get_mut(&who);
-        let transaction = client.and_then(|client| client.transactions.get_mut(&id));
-        match transaction {
-            Some(transaction) if is_guilty || transaction.is_given_up => {
-                transaction.is_given_up = true;
-            }
-            _ => self.fault(format!(
-                "d{who}: a crash gave up transaction {id}, which it was not in"
-            )),
+    /// A crash breaks the outermost transaction around its request, and ends all inside of that. Whether the one that the request was to end
+    /// is open still, the server says.
+    fn broken(&mut self, who: u16, request: &Request<'_>, outermost: u32, left: &[u32]) {
+        let Some(client) = self.clients.get_mut(&who) else {
+            return;
+        };
+        let open = &mut client.transactions;
+        let broken = open.remove(&outermost);
+        client.end_inside();
+        if let Some(mut broken) = broken
+            && (request.kind != 7 || request.tx_id != outermost || left.contains(&outermost))
+        {
+            broken.is_given_up = true;
+            client.transactions.insert(outermost, broken);
+        }
+        let open: Vec<u32> = client.transactions.keys().copied().collect();
+        if open != left {
+            self.fault(format!(
+                "d{who}: a crash leaves the transactions {left:?} open, not {open:?}"
+            ));
         }
     }
 
@@ -320,10 +328,21 @@ impl Model {
             self.version += 1;
             self.tell(&before, &changes, None);
         }
-        if let Some(path) = self.passed.take() {
+        self.pass(who);
+        reply
+    }
+
+    /// What was allowed may be a choice, or have consequences for leases.
+    fn pass(&mut self, who: u16) {
+        let Some((kind, path)) = self.passed.take() else {
+            return;
+        };
+        if !self.is_privileged(who) {
             self.choose(who, &path);
         }
-        reply
+        if matches!(kind, 11..=14) {
+            self.settle_leases([path.as_str()].into_iter());
+        }
     }
 
     fn inside(&mut self, who: u16, tx: u32, kind: u32, payload: &[u8]) -> Reply {
@@ -347,9 +366,7 @@ impl Model {
             self.with_view(who, tree, Some(&mut touched), elsewhere, |view| {
                 view.execute(kind, payload)
             });
-        if let Some(path) = self.passed.take() {
-            self.choose(who, &path);
-        }
+        self.pass(who);
         let client = self.clients.get_mut(&who).ok_or("EIO")?;
         let transaction = client.transactions.get_mut(&tx).ok_or("EIO")?;
         transaction.failed |= touched.overflowed;
@@ -524,6 +541,7 @@ impl Model {
         self.tree = transaction.tree;
         self.version += 1;
         self.tell(&before, &changes, None);
+        self.settle_leases(changes.iter().map(|change| change.path.as_str()));
         Ok(())
     }
 

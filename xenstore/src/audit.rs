@@ -7,8 +7,10 @@ use alloc::vec::Vec;
 
 use crate::connection::Connection;
 use crate::ids::ConnId;
+use crate::path::PathRef;
 use crate::server::Server;
 use crate::storage::Storage;
+use crate::store::{INTRODUCE_DOMAIN, RELEASE_DOMAIN};
 
 impl<S: Storage> Server<S> {
     /// Whether all accounts are what a recount finds.
@@ -55,15 +57,28 @@ impl<S: Storage> Server<S> {
         open.into_iter().flatten().map(|id| id.get()).collect()
     }
 
-    /// Those of them that are given up: only their end is left.
-    pub fn given_up_transactions(&self, conn: ConnId) -> Vec<u32> {
-        let connection = self.connections.get(conn);
-        let open = connection.map(|connection| connection.transactions.open.iter());
-        open.into_iter()
-            .flatten()
-            .filter(|(_, transaction)| transaction.is_given_up)
-            .map(|(id, _)| id.get())
-            .collect()
+    /// All nodes, special names included, by path: value, and permissions with a NUL behind each.
+    pub fn all_nodes(&self) -> BTreeMap<String, (Vec<u8>, String)> {
+        let is_alive = |incarnation| self.domains.alive(incarnation).is_some();
+        let mut all = BTreeMap::new();
+        let nodes = &self.store.nodes;
+        nodes.walk(PathRef::known("/"), |path, node| {
+            let permissions = node.acl.encode(is_alive);
+            let value = node.value.as_bytes().to_vec();
+            all.insert(path.as_str().to_string(), (value, permissions));
+        });
+        for name in [INTRODUCE_DOMAIN, RELEASE_DOMAIN] {
+            if let Some(node) = nodes.get(PathRef::known(name)) {
+                let permissions = node.acl.encode(is_alive);
+                all.insert(name.to_string(), (Vec::new(), permissions));
+            }
+        }
+        all
+    }
+
+    /// What the journal of the nodes has from a position on, and where that begins, if they keep one.
+    pub fn journal_from(&self, position: u64) -> Option<(u64, String)> {
+        self.store.journal()?.read(position, usize::MAX)
     }
 
     fn audit_watches(&self, conn: ConnId, connection: &Connection<S>) -> Result<(), String> {

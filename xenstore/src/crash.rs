@@ -11,7 +11,7 @@ use crate::answer::Answer;
 use crate::connection::Connection;
 use crate::counter_nodes::STORE_FOLDERS;
 use crate::counters::Counter;
-use crate::ids::{ConnId, DomId};
+use crate::ids::{ConnId, DomId, TxId};
 use crate::memory::Supply;
 use crate::server::Server;
 use crate::storage::Storage;
@@ -36,6 +36,8 @@ pub(crate) struct AtWork {
     pub(crate) conn: ConnId,
     /// Of the request that runs, if one does.
     pub(crate) header: Option<Header>,
+    /// The outermost transaction that it is in, if any.
+    pub(crate) outermost: Option<TxId>,
     pub(crate) is_answered: bool,
 }
 
@@ -45,8 +47,15 @@ impl AtWork {
         Self {
             conn,
             header: None,
+            outermost: None,
             is_answered: false,
         }
+    }
+
+    /// The transactions that a crash now leaves in no order: the one that the request is in, and the outermost around it.
+    pub(crate) fn broken(&self) -> [Option<TxId>; 2] {
+        let own = self.header.and_then(|header| TxId::new(header.tx_id));
+        [own, self.outermost]
     }
 }
 
@@ -107,6 +116,18 @@ impl<S: Storage> Server<S> {
         let count = format!("{}", self.crashes);
         self.write_own_node(&FOLDERS, "count", &count);
         self.write_own_node(&FOLDERS, "last", &shown);
+    }
+
+    /// What is known of the work for a request that begins.
+    pub(crate) fn work_for(&self, conn: ConnId, header: Header) -> AtWork {
+        let connection = self.connections.get(conn);
+        let own = TxId::new(header.tx_id).zip(connection);
+        AtWork {
+            conn,
+            header: Some(header),
+            outermost: own.map(|(id, connection)| connection.transactions.outermost(id)),
+            is_answered: false,
+        }
     }
 
     /// Whose work it is, as far as is known.

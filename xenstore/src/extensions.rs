@@ -16,16 +16,29 @@ use crate::ids::{ConnId, DomId, TxId};
 use crate::journal::Entry;
 use crate::layer::{self, Call, Done, Gate, Gates, Layers};
 use crate::path::{Path, PathRef};
-use crate::policy::{self, Access, Operation, Policies, Policy};
+use crate::policy::{self, Access, Operation, Passed, Policies, Policy};
 use crate::server::Server;
 use crate::storage::Storage;
 use crate::time::Instant;
 use crate::wire::{Errno, Header, Kind};
 
-/// Where the list of policies is kept, unless it is `legacy` alone.
+/// Where the list of policies is shown, unless it is `legacy` alone.
 const POLICY_NODE: &str = "/tool/xenstored/policy";
-/// Where the list of layers is kept, unless there are none.
+/// Where the list of layers is shown, unless there are none.
 const LAYER_NODE: &str = "/tool/xenstored/layer";
+
+/// The lists in force, as a state stream has them.
+pub(crate) struct Lists {
+    pub(crate) policies: Vec<u8>,
+    pub(crate) layers: Vec<u8>,
+}
+
+/// What policies are yet to know.
+#[derive(Clone, Default)]
+pub(crate) struct Owed {
+    passed: Vec<Passed>,
+    committed: Vec<Path>,
+}
 
 /// Lists.
 impl<S: Storage> Server<S> {
@@ -46,23 +59,32 @@ impl<S: Storage> Server<S> {
         self.layers.install(layer, name);
     }
 
-    /// Takes the policies and layers that were set, and keeps their lists.
+    /// Takes the policies and layers that the host has set, and shows their lists.
     pub(crate) fn start_extensions(&mut self) {
         let policies = self.settings.policies.as_str().to_string();
-        if let Err(error) = self.set_policies(policies.as_bytes()) {
-            log::error!("policy {error}");
+        match Policies::parse(policies.as_bytes()) {
+            Ok(policies) => {
+                self.show_lists();
+                self.begin_policies(policies);
+            }
+            Err(error) => log::error!("policy {error}"),
         }
-        let layers = self.settings.layers.as_str().to_string();
-        self.set_layers(layers.as_bytes());
+        let (layers, _) = Layers::parse(self.settings.layers.as_str().as_bytes());
+        self.layers = layers;
     }
 
-    /// As [`Server::start_extensions`], of a store that was running before: what was kept counts, if anything was, else what was set.
+    /// As [`Server::start_extensions`], of a store that was running before: the `lists` of its state count, else what its nodes show, else
+    /// what the host has set.
     ///
     /// # Errors
     /// A policy that was in force is not known here.
-    pub(crate) fn resume_extensions(&mut self) -> Result<(), WordError> {
-        let kept = |node| self.store.nodes.value(node).map(<[u8]>::to_vec);
-        let (policies, layers) = (kept(POLICY_NODE), kept(LAYER_NODE));
+    pub(crate) fn resume_extensions(&mut self, lists: Option<Lists>) -> Result<(), WordError> {
+        let shown = |node| self.store.nodes.value(node).map(<[u8]>::to_vec);
+        self.are_lists_set = lists.is_some();
+        let (policies, layers) = match lists {
+            Some(Lists { policies, layers }) => (Some(policies), Some(layers)),
+            None => (shown(POLICY_NODE), shown(LAYER_NODE)),
+        };
         if let Some(policies) = policies {
             self.settings.policies = policy::Choice::parse(&policies)?;
         }
@@ -83,11 +105,62 @@ impl<S: Storage> Server<S> {
     /// # Errors
     /// The list makes no sense; nothing has changed.
     pub(crate) fn set_policies(&mut self, list: &[u8]) -> Result<(), WordError> {
-        self.begin_policies(Policies::parse(list)?);
-        let words = self.policies.words();
-        let is_default = self.policies.more().is_none();
-        self.keep_list(POLICY_NODE, &words, is_default);
+        let policies = Policies::parse(list)?;
+        self.settings.policies = policy::Choice::of(&policies);
+        self.lists_changed(Some(policies));
         Ok(())
+    }
+
+    /// Shows other lists than before, and begins with `policies` if these are others; if the server crashes meanwhile, that is done
+    /// afterwards.
+    fn lists_changed(&mut self, policies: Option<Policies>) {
+        self.are_lists_set = true;
+        self.are_lists_changing = true;
+        self.did_change = true;
+        self.show_lists();
+        if let Some(policies) = policies {
+            self.begin_policies(policies);
+        }
+        self.are_lists_changing = false;
+    }
+
+    fn show_lists(&mut self) {
+        let policies = self.settings.policies.as_str().to_string();
+        let is_default = self.settings.policies == policy::Choice::default();
+        self.show_list(POLICY_NODE, &policies, is_default);
+        let layers = self.settings.layers.as_str().to_string();
+        self.show_list(LAYER_NODE, &layers, layers.is_empty());
+    }
+
+    /// Does what the policies and lists would have done if the server had not crashed: the request counts if it has changed something.
+    pub(crate) fn complete_extensions(&mut self) {
+        let mut begins = self.are_lists_changing;
+        if begins {
+            self.show_lists();
+        }
+        let mut owed = mem::take(&mut self.owed);
+        if mem::take(&mut self.are_policies_at_work) {
+            let policies = Policies::parse(self.settings.policies.as_str().as_bytes());
+            self.policies = policies.unwrap_or_default();
+            begins = true;
+        } else {
+            owed = Rc::new(Owed {
+                passed: self.policies.take_passed(),
+                committed: self.policies.take_committed(),
+            });
+        }
+        let header = self.at_work.and_then(|at_work| at_work.header);
+        if header.is_some_and(|header| header.kind == Kind::TransactionEnd.number()) {
+            // What was allowed when it ran again was noted when it ran first.
+            Rc::make_mut(&mut owed).passed.clear();
+        }
+        if self.did_change {
+            self.pay(owed);
+        }
+        if begins {
+            let policies = Policies::parse(self.settings.policies.as_str().as_bytes());
+            self.begin_policies(policies.unwrap_or_default());
+        }
     }
 
     fn begin_policies(&mut self, policies: Policies) {
@@ -104,6 +177,7 @@ impl<S: Storage> Server<S> {
         let (layers, errors) = Layers::parse(list);
         warn_of(&errors);
         self.layers = layers;
+        self.settings.layers = layer::Choice::of(&self.layers);
         self.layers_changed(|gates| {
             gates.passed = 0;
         });
@@ -123,7 +197,8 @@ impl<S: Storage> Server<S> {
             return Err(WordError::new(word, "it is more than one layer"));
         };
         self.layers.add(&item)?;
-        self.keep_layers();
+        self.settings.layers = layer::Choice::of(&self.layers);
+        self.lists_changed(None);
         Ok(())
     }
 
@@ -135,6 +210,7 @@ impl<S: Storage> Server<S> {
         if !self.layers.remove(place) {
             return Err(Errno::ENOENT);
         }
+        self.settings.layers = layer::Choice::of(&self.layers);
         self.layers_changed(|gates| {
             if gates.passed > place {
                 gates.passed = gates.passed.saturating_sub(1);
@@ -164,15 +240,10 @@ impl<S: Storage> Server<S> {
             self.end_hold(conn);
             self.queue(conn);
         }
-        self.keep_layers();
+        self.lists_changed(None);
     }
 
-    fn keep_layers(&mut self) {
-        let words = self.layers.words();
-        self.keep_list(LAYER_NODE, &words, self.layers.is_empty());
-    }
-
-    fn keep_list(&mut self, node: &str, words: &str, is_default: bool) {
+    fn show_list(&mut self, node: &str, words: &str, is_default: bool) {
         let mut keep = Keeper(self);
         match keep.view().value(node) {
             None if is_default => {}
@@ -198,8 +269,10 @@ impl<S: Storage> Server<S> {
     /// Does `work` with the policies behind `legacy`, which may keep what they like; they judge nothing meanwhile.
     fn with_policies(&mut self, work: impl FnOnce(&mut Policies, &mut dyn Keep)) {
         let mut policies = mem::take(&mut self.policies);
+        self.are_policies_at_work = true;
         work(&mut policies, &mut Keeper(self));
         self.policies = policies;
+        self.are_policies_at_work = false;
     }
 
     /// Lets the policies know what a request was allowed, now that it is over; unless it waits and will ask again.
@@ -209,11 +282,10 @@ impl<S: Storage> Server<S> {
         if passed.is_empty() || !is_answered {
             return;
         }
-        self.with_policies(|policies, keep| {
-            for policy in policies.iter_mut() {
-                passed.iter().for_each(|passed| policy.passed(passed, keep));
-            }
-        });
+        self.pay(Rc::new(Owed {
+            passed,
+            committed: Vec::new(),
+        }));
     }
 
     /// Lets the policies know what a transaction has changed that is committed.
@@ -223,15 +295,28 @@ impl<S: Storage> Server<S> {
         if committed.is_empty() {
             return;
         }
+        self.pay(Rc::new(Owed {
+            passed: Vec::new(),
+            committed,
+        }));
+    }
+
+    /// Lets the policies know; if the server crashes meanwhile, all of it is owed still.
+    fn pay(&mut self, owed: Rc<Owed>) {
+        self.owed = Rc::clone(&owed);
         self.with_policies(|policies, keep| {
             for policy in policies.iter_mut() {
-                for path in &committed {
+                owed.passed
+                    .iter()
+                    .for_each(|passed| policy.passed(passed, keep));
+                for path in &owed.committed {
                     if policy.wants(path.as_ref()) {
                         policy.committed(path.as_ref(), keep);
                     }
                 }
             }
         });
+        self.owed = Rc::default();
     }
 
     /// Whether a client may watch a path, as far as policies are concerned.
@@ -284,6 +369,7 @@ impl<S: Storage> Server<S> {
                 }
             });
         }
+        policy::forget(domid, &mut Keeper(self));
     }
 
     /// When a policy wants to hear of the time.

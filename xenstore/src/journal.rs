@@ -80,6 +80,8 @@ pub enum Entry {
         path: Path,
         /// The event's payload.
         event: Vec<u8>,
+        /// An equal one waits already.
+        is_told: bool,
     },
     /// It stopped a connection.
     Stopped {
@@ -199,7 +201,14 @@ impl<S: Storage> Server<S> {
         {
             let (path, event) = (watch.path.clone(), text.pieces().concat());
             let conn = watch.connection;
-            self.note(conn, |domid| Entry::Lost { domid, path, event });
+            let connection = self.connections.get(conn);
+            let is_told = connection.is_some_and(|connection| connection.output.is_told(text));
+            self.note(conn, |domid| Entry::Lost {
+                domid,
+                path,
+                event,
+                is_told,
+            });
         }
     }
 

@@ -78,11 +78,7 @@ impl<S: Storage> Server<S> {
         self.at_work = question.as_ref().map(|question| match question {
             Question::Connect {
                 requester, header, ..
-            } => AtWork {
-                conn: *requester,
-                header: Some(*header),
-                is_answered: false,
-            },
+            } => self.work_for(*requester, *header),
             Question::Identify { requester, .. } => AtWork::without_request(*requester),
         });
         self.answer_question(question, ticket, outcome);
@@ -319,11 +315,11 @@ impl<S: Storage> Server<S> {
             self.store.nodes.forget();
         }
         Rc::make_mut(&mut self.effects).clear();
-        if let Some(AtWork { conn, header, .. }) = self.at_work
-            && let Some(connection) = self.connections.get_mut(conn)
+        self.complete_extensions();
+        if let Some(at_work) = self.at_work
+            && let Some(connection) = self.connections.get_mut(at_work.conn)
         {
-            let id = header.map(|header| header.tx_id);
-            connection.transactions.end_inside_broken(id);
+            connection.transactions.end_inside_broken(at_work.broken());
         }
         if let Some(ending) = self.ending {
             self.telling.begin_again();

@@ -300,7 +300,7 @@ impl Output {
     }
 
     /// Whether an event that is equal, and not one that repeats, waits already.
-    fn is_told(&self, text: &EventText) -> bool {
+    pub(crate) fn is_told(&self, text: &EventText) -> bool {
         let equal = |message: &Message| message.told().is_some_and(|told| told.is_equal(text));
         let Some(told) = &self.told else {
             return self.messages.iter().any(equal);

@@ -18,7 +18,7 @@ use crate::quota::Quota;
 use crate::refusal::Reason;
 use crate::server::Server;
 use crate::storage::Storage;
-use crate::transaction::{Transaction, Transactions};
+use crate::transaction::{Target, Transaction, Transactions};
 use crate::watch::{Token, Watch, Watches};
 use crate::wire::{Errno, Kind, decimal, exactly, one, strings};
 
@@ -179,9 +179,17 @@ impl<S: Storage> Server<S> {
                     watches,
                     ..
                 } = place;
-                let committed = place
-                    .transactions
-                    .commit(id, setting, nodes, effects, watches);
+                let store = if place.transactions.is_inside(id) {
+                    setting.store = Some(nodes);
+                    None
+                } else {
+                    Some(Target {
+                        nodes,
+                        effects,
+                        watches,
+                    })
+                };
+                let committed = place.transactions.commit(id, setting, store);
                 work = place.transactions.take_work();
                 spare = place.transactions.take_spare();
                 committed

@@ -6,7 +6,6 @@ use crate::answer::Answer;
 use crate::bugs;
 use crate::connection::{Connection, Request};
 use crate::counters::Counter;
-use crate::crash::AtWork;
 use crate::database::{Need, Refusal};
 use crate::events::Telling;
 use crate::faults;
@@ -126,11 +125,7 @@ impl<S: Storage> Server<S> {
         let Some((request, cause)) = self.take_request(conn) else {
             return 1;
         };
-        self.at_work = Some(AtWork {
-            conn,
-            header: Some(request.header),
-            is_answered: false,
-        });
+        self.at_work = Some(self.work_for(conn, request.header));
         let is_charged = cause.is_some();
         self.cause = cause;
         if self.traces {

@@ -19,6 +19,7 @@ use crate::crash::AtWork;
 use crate::domain::Domains;
 use crate::effects::Effects;
 use crate::events::Telling;
+use crate::extensions::Owed;
 use crate::features::Features;
 use crate::ids::{ConnId, DomId, EvtchnPort, Identity, Ticket};
 use crate::journal::{Entry, Journal};
@@ -181,6 +182,14 @@ pub struct Server<S: Storage = AnyStorage> {
     pub(crate) turns: Turns,
     pub(crate) policies: Policies,
     pub(crate) layers: Layers,
+    /// The policies are not in [`Server::policies`], since they do something.
+    pub(crate) are_policies_at_work: bool,
+    /// What they must hear even if they crash.
+    pub(crate) owed: Rc<Owed>,
+    /// Somebody has wanted other lists of policies or layers than the defaults.
+    pub(crate) are_lists_set: bool,
+    /// Other lists are in force than what their nodes show.
+    pub(crate) are_lists_changing: bool,
     /// What the present request made the store do besides, in units of cost.
     pub(crate) work: u64,
     /// What all requests and ends of domains have cost so far.
@@ -322,6 +331,10 @@ impl<S: Storage> Server<S> {
             turns: Turns::default(),
             policies: Policies::default(),
             layers: Layers::default(),
+            are_policies_at_work: false,
+            owed: Rc::default(),
+            are_lists_set: false,
+            are_lists_changing: false,
             work: 0,
             spent: 0,
             counter_nodes: CounterNodes::default(),

@@ -174,14 +174,16 @@ impl<S: Storage> Transactions<S> {
         }
     }
 
-    /// Drops those inside one that a crash came in the way of: it had ended, was at work, or was half changed.
-    pub(crate) fn end_inside_broken(&mut self, at_work: Option<u32>) {
-        let parents: Vec<TxId> = self.nested.iter().map(|(parent, _)| *parent).collect();
-        for parent in parents {
-            let is_whole = self.open.get(&parent).is_some_and(|own| !own.is_torn);
-            if !is_whole || at_work == Some(parent.get()) {
-                self.end_inside(parent);
-            }
+    /// The one around all that a transaction is inside of; itself, if there is none or it is not open.
+    pub(crate) fn outermost(&self, id: TxId) -> TxId {
+        let parent = |id: &TxId| self.open.get(id)?.parent;
+        iter::successors(Some(id), parent).last().unwrap_or(id)
+    }
+
+    /// Drops all that is inside the transactions in which a request was that crashed.
+    pub(crate) fn end_inside_broken(&mut self, at_work: [Option<TxId>; 2]) {
+        for id in at_work.into_iter().flatten() {
+            self.end_inside(id);
         }
     }
 
@@ -262,8 +264,13 @@ impl<S: Storage> Transactions<S> {
             .fold(Charge::default(), Charge::plus)
     }
 
-    /// Ends a transaction and those inside it, makes its changes the store's or its parent's, and notes their `effects` on the store; or
-    /// changes nothing. While the host must be asked first it stays open.
+    /// Whether a transaction is inside another.
+    pub(crate) fn is_inside(&self, id: TxId) -> bool {
+        self.open.get(&id).is_some_and(|own| own.parent.is_some())
+    }
+
+    /// Ends a transaction and those inside it, and makes its changes the store's, or without one those of the transaction that it is inside
+    /// of; or changes nothing. While the host must be asked first it stays open.
     ///
     /// # Errors
     /// Those of [`Transaction::commit`] and [`Transaction::take_in`].
@@ -271,19 +278,15 @@ impl<S: Storage> Transactions<S> {
         &mut self,
         id: TxId,
         setting: &mut Setting<'_>,
-        store: &mut S,
-        effects: &mut Effects<S>,
-        watches: Option<&Watches>,
+        store: Option<Target<'_, S>>,
     ) -> Result<(), Refusal> {
         faults::may_crash();
         let mut transaction = self.remove(id).ok_or(Errno::ENOENT)?;
-        let committed = match transaction.parent {
-            None => transaction.commit(setting, store, effects, watches),
-            Some(parent) => self.merge(parent, &mut transaction, setting),
+        let committed = match (store, transaction.parent) {
+            (Some(store), None) => transaction.commit(setting, store),
+            (None, Some(parent)) => self.merge(parent, &mut transaction, setting),
+            _ => Err(Errno::EIO.into()),
         };
-        if bugs::XSA_415 && committed.is_err() {
-            *store = transaction.nodes.clone();
-        }
         self.work = self.work.saturating_add(mem::take(&mut transaction.work));
         if let Err(Refusal::Wait(_)) = committed {
             self.restore(id, transaction);
@@ -311,13 +314,18 @@ impl<S: Storage> Transactions<S> {
         setting.pending = self.pending(Some(parent), setting);
         let parent = self.open.get_mut(&parent).ok_or(Errno::EAGAIN)?;
         let before = parent.bytes;
-        parent.is_torn = true;
         let merged = parent.take_in(child, setting);
-        parent.is_torn = false;
         let grown = parent.bytes.saturating_sub(before);
         self.bytes = self.bytes.saturating_add(grown);
         merged
     }
+}
+
+/// The store's nodes, where to note what is done to them, and whose changes alone are noted, if not all.
+pub(crate) struct Target<'a, S: Storage> {
+    pub(crate) nodes: &'a mut S,
+    pub(crate) effects: &'a mut Effects<S>,
+    pub(crate) watches: Option<&'a Watches>,
 }
 
 /// An open transaction.
@@ -340,8 +348,6 @@ pub(crate) struct Transaction<S: Storage> {
     pub(crate) opening: Opening,
     /// The one that it is inside of.
     pub(crate) parent: Option<TxId>,
-    /// It is taking in another one just now; a crash in between leaves neither whole.
-    pub(crate) is_torn: bool,
     /// What the first request names that was answered otherwise when it ran again.
     conflict: Option<Path>,
 }
@@ -433,7 +439,6 @@ impl<S: Storage> Transaction<S> {
             deaths: domains.deaths(),
             opening,
             parent: None,
-            is_torn: false,
             conflict: None,
         }
     }
@@ -489,7 +494,15 @@ impl<S: Storage> Transaction<S> {
     /// # Errors
     /// ENOMEM if it failed before; ENOSPC if a domain would own too many nodes; EAGAIN for a conflict, or if it was given up. Or the host
     /// must be asked first.
-    fn commit(
+    fn commit(&mut self, setting: &mut Setting<'_>, store: Target<'_, S>) -> Result<(), Refusal> {
+        let committed = self.commit_to(setting, store.nodes, store.effects, store.watches);
+        if bugs::XSA_415 && committed.is_err() {
+            *store.nodes = self.nodes.clone();
+        }
+        committed
+    }
+
+    fn commit_to(
         &mut self,
         setting: &mut Setting<'_>,
         store: &mut S,

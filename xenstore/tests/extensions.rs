@@ -313,6 +313,33 @@ fn a_policy_that_is_not_known_stops_a_live_update() {
 }
 
 #[test]
+fn lists_that_are_in_force_survive_a_live_update_whatever_became_of_their_nodes() {
+    let state = "device/vif/0/state\0".to_owned() + "1";
+    let mut machine = machine(settings());
+    let set = "policy\0set\0legacy,protocol\0";
+    assert_eq!(machine.ask(TOOLSTACK, "CONTROL", set), "OK");
+    assert_eq!(
+        machine.ask(TOOLSTACK, "CONTROL", "layer\0add\0trace\0"),
+        "OK"
+    );
+    assert_eq!(machine.ask(TOOLSTACK, "RM", "/tool\0"), "OK");
+    machine.renew(settings()).unwrap();
+    assert_eq!(machine.ask(GUEST, "WRITE", &state), "EACCES");
+    assert!(
+        machine
+            .ask(TOOLSTACK, "CONTROL", "layer\0list\0")
+            .contains("trace")
+    );
+    // Nor does the command line of the next image bring back what the administrator took away.
+    let set = "policy\0set\0legacy\0";
+    assert_eq!(machine.ask(TOOLSTACK, "CONTROL", set), "OK");
+    let mut other = settings();
+    other.policies = policy::Choice::parse(b"legacy,protocol").unwrap();
+    machine.renew(other).unwrap();
+    assert_eq!(machine.ask(GUEST, "WRITE", &state), "OK");
+}
+
+#[test]
 fn with_nothing_chosen_nothing_is_kept() {
     let mut machine = machine(settings());
     let names = machine.ask(TOOLSTACK, "DIRECTORY", "/tool/xenstored\0");

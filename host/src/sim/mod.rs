@@ -6,6 +6,7 @@
 mod coverage;
 mod guest;
 mod random;
+mod replay;
 mod script;
 mod swarm;
 mod witness;

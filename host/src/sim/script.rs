@@ -1,9 +1,9 @@
 //! What guests and the toolstack ask for, right and wrong.
 
-use model::QUOTAS;
+use model::{LAYERS, QUOTAS};
 
 use super::random::Random;
-use super::swarm::Manner;
+use super::swarm::{BAD_LAYERS, Extensions, Manner};
 
 /// A request without its header.
 pub(crate) type Draft = (u32, Vec<u8>);
@@ -12,6 +12,22 @@ pub(crate) const CONTROL: u32 = 0;
 pub(crate) const START: u32 = 6;
 pub(crate) const END: u32 = 7;
 pub(crate) const INTRODUCE: u32 = 8;
+
+/// What can be done with leases, some of it in a folder of a resource.
+#[derive(Clone, Copy)]
+enum Act {
+    Write(&'static str),
+    Remove(&'static str),
+    Prepare,
+    Register,
+    Unregister,
+    /// Lets guests ask for themselves.
+    Open,
+    Inquire,
+    Watch,
+    Nonsense,
+    Space,
+}
 
 /// What a request is chosen with.
 pub(crate) struct Scene<'a> {
@@ -67,6 +83,115 @@ impl Scene<'_> {
             _ => words(&[&self.path()]),
         };
         (kind, payload)
+    }
+
+    /// A request about a lease: right, wrong, or in vain.
+    pub(crate) fn lease(&mut self) -> Draft {
+        const ACTS: [(u64, Act); 13] = [
+            (30, Act::Write("holder")),
+            (18, Act::Write("wait")),
+            (15, Act::Remove("holder")),
+            (4, Act::Remove("wait")),
+            (9, Act::Prepare),
+            (4, Act::Remove("move")),
+            (3, Act::Register),
+            (1, Act::Unregister),
+            (7, Act::Open),
+            (7, Act::Inquire),
+            (5, Act::Watch),
+            (2, Act::Nonsense),
+            (1, Act::Space),
+        ];
+        let act = self.random.weighted(&ACTS).unwrap_or(Act::Inquire);
+        let resource = self
+            .random
+            .word(&["/lease/d/x", "/lease/d/x", "/lease/d/y", "/lease/e/x"]);
+        let own = self.domid != 0 && self.random.chance(800);
+        let user = if own { self.domid } else { self.any_domid() };
+        let folder = self.random.word(&["holder", "wait", "move"]);
+        let write = |path: String, value: &str| (11, [words(&[&path]), value.into()].concat());
+        match act {
+            Act::Write(folder) => {
+                let mode = self.mode();
+                write(format!("{resource}/{folder}/{user}"), mode)
+            }
+            Act::Remove(folder) => (13, words(&[&format!("{resource}/{folder}/{user}")])),
+            Act::Prepare => {
+                let to = self.any_domid();
+                let time = self.random.word(&["", " 1", " 3", " 20", " 0"]);
+                write(format!("{resource}/move/{user}"), &format!("{to}{time}"))
+            }
+            Act::Register => {
+                let modes = self.random.word(&[
+                    "exclusive,shared,read-only",
+                    "exclusive,shared,read-only",
+                    "exclusive",
+                    "shared,read-only",
+                    "shared,shared",
+                ]);
+                write(resource.to_owned(), modes)
+            }
+            Act::Unregister => (13, words(&[resource])),
+            Act::Open => (14, words(&[&format!("{resource}/{folder}"), "b0"])),
+            Act::Inquire => {
+                let kind = *self.random.pick(&[1, 2]).unwrap_or(&1);
+                let path = format!("{resource}/{folder}");
+                match self.random.below(3) {
+                    0 => (kind, words(&[resource])),
+                    1 => (kind, words(&[&path])),
+                    _ => (kind, words(&[&format!("{path}/{user}")])),
+                }
+            }
+            Act::Watch => {
+                let path = format!("{resource}/holder");
+                (4, words(&[&path, self.token()]))
+            }
+            Act::Nonsense => match self.random.below(4) {
+                0 => (12, words(&[&format!("{resource}/holder/{user}/x")])),
+                1 => write(format!("{resource}/{folder}"), "x"),
+                2 => (13, words(&[&format!("{resource}/{folder}")])),
+                _ => (12, words(&[&format!("{resource}/{folder}/0{user}")])),
+            },
+            Act::Space => {
+                let kind = *self.random.pick(&[11, 12, 13, 13]).unwrap_or(&13);
+                (
+                    kind,
+                    words(&[self.random.word(&["/lease", "/lease/d", "/lease/e"])]),
+                )
+            }
+        }
+    }
+
+    fn mode(&mut self) -> &'static str {
+        self.random.word(&[
+            "exclusive",
+            "exclusive",
+            "shared",
+            "shared",
+            "read-only",
+            "none",
+        ])
+    }
+
+    /// A change of policies or layers by the administrator.
+    pub(crate) fn reform(&mut self, extensions: &Extensions) -> Draft {
+        let place = self.random.below(4).to_string();
+        let mut layer = self.random.word(&LAYERS);
+        if self.random.chance(150) {
+            layer = self.random.word(&BAD_LAYERS);
+        }
+        let payload = match self.random.below(8) {
+            0 | 1 => words(&["policy", "set", &extensions.list(self.random)]),
+            2 | 3 => words(&["layer", "add", layer]),
+            4 | 5 => words(&["layer", "remove", &place]),
+            6 => {
+                let count = self.random.below(4);
+                let more: Vec<&str> = (0..count).map(|_| self.random.word(&LAYERS)).collect();
+                words(&["layer", "set", &format!("{},{layer}", more.join(","))])
+            }
+            _ => words(&["layer", "set", ""]),
+        };
+        (CONTROL, payload)
     }
 
     /// A request of the toolstack about domains, quotas or itself.
@@ -338,7 +463,7 @@ impl Scene<'_> {
             7 => words(&["counters", domid]),
             8 => words(&["counters"]),
             9 => words(&["memreport"]),
-            10 => words(&["help"]),
+            10 => words(&[self.random.word(&["help", "policy", "layer"])]),
             _ => words(&["nonsense", domid]),
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! Each run has few kinds of faults, and those often: so that each of them is seen without the others in its way, too.
 
-use model::{Limits, QUOTAS, Rules};
+use model::{LAYERS, Limits, QUOTAS};
+use xenstore::{Nesting, StorageKind};
 
 use super::random::Random;
 
@@ -69,11 +70,14 @@ pub(crate) struct Swarm {
     pub(crate) memory: bool,
     /// The clock may go back.
     pub(crate) clock: bool,
-    /// Transactions may be inside others.
-    pub(crate) nested: bool,
+    /// Who may begin transactions inside others.
+    pub(crate) nesting: Nesting,
+    pub(crate) storage: StorageKind,
     pub(crate) extensions: Extensions,
     /// How often another instance takes over, made of the state of the one before, of a thousand steps.
     pub(crate) renewals: u64,
+    /// How often the administrator changes policies or layers, of a thousand of the toolstack's requests.
+    pub(crate) reforms: u64,
     /// How often the store crashes within a request, of a thousand turns.
     pub(crate) crashes: u64,
     /// Domains that there are from the start on.
@@ -106,9 +110,33 @@ impl Swarm {
             0
         };
         let nested = random.chance(400);
+        let mut latest = later.clone().fork();
+        let storage = StorageKind {
+            is_flat: latest.chance(300),
+            is_journaled: latest.chance(250),
+        };
+        let nesting = match nested {
+            true if latest.chance(250) => Nesting::Granted,
+            true => Nesting::Nested,
+            false => Nesting::Flat,
+        };
+        let extensions = Extensions::new(random, &mut latest, memory);
+        let crowd = random.below(1000);
+        // Walls are where few domains meet at few nodes.
+        let (few, crowd) = match extensions.policies.contains("chinese_wall") {
+            true => (few.min(4), crowd.max(400)),
+            false => (few, crowd),
+        };
         Self {
-            // What is left of transactions inside others is no more than given up, which the model does not know exactly.
-            crashes: if nested { 0 } else { crashes },
+            storage,
+            nesting,
+            reforms: if latest.chance(300) {
+                latest.below(60)
+            } else {
+                0
+            },
+            crowd,
+            crashes,
             made,
             wide: later.chance(100),
             tight: memory && later.chance(500),
@@ -125,13 +153,11 @@ impl Swarm {
             },
             waits: random.below(60),
             transactions: random.below(700),
-            crowd: random.below(1000),
             refusals: random.chance(350),
             lost_deaths: random.chance(300),
             memory,
             clock,
-            nested,
-            extensions: Extensions::new(random, memory),
+            extensions,
             renewals: if random.chance(600) {
                 random.below(20) / if made > 0 { 10 } else { 1 }
             } else {
@@ -144,25 +170,29 @@ impl Swarm {
 /// Policies and layers of a run.
 #[derive(Clone, Debug)]
 pub(crate) struct Extensions {
-    pub(crate) rules: Rules,
-    /// The same as a list.
+    /// The list of policies to begin with.
     pub(crate) policies: String,
     pub(crate) layers: String,
+    /// There are leases, at least at times.
+    pub(crate) leases: bool,
+    /// There may be walls. What a domain has chosen depends on how far its requests came that there was no memory for, which nobody can
+    /// tell.
+    pub(crate) walls: bool,
 }
 
 impl Extensions {
-    /// What a domain has chosen depends on how far its requests came that there was no memory for, which nobody can tell.
-    fn new(random: &mut Random, memory: bool) -> Self {
-        let mut rules = Rules::default();
+    fn new(random: &mut Random, latest: &mut Random, memory: bool) -> Self {
+        let walls = !memory;
+        let leases = latest.chance(350);
         let mut policies = vec!["legacy"];
         if random.chance(300) {
-            rules.protocol = true;
             policies.push("protocol");
         }
-        if random.chance(300) && !memory {
-            let members = vec!["/t/a".to_owned(), "/t/b".to_owned()];
-            rules.classes.push(("c".to_owned(), members));
-            policies.push("chinese_wall:c=/t/a+/t/b");
+        if random.chance(300) && walls {
+            policies.push(latest.word(&WALLS));
+        }
+        if leases && latest.chance(800) {
+            policies.push("lease");
         }
         let mut layers = Vec::new();
         if random.chance(400) {
@@ -170,25 +200,51 @@ impl Extensions {
             layers.extend((0..count).map(|_| random.word(&LAYERS)));
         }
         Self {
-            rules,
             policies: policies.join(","),
             layers: layers.join(","),
+            leases,
+            walls,
         }
+    }
+
+    /// A list of policies for the time to come, which may be none.
+    pub(crate) fn list(&self, random: &mut Random) -> String {
+        if random.chance(150) {
+            return random.word(&BAD_LISTS).to_owned();
+        }
+        let mut list = vec!["legacy"];
+        if random.chance(300) {
+            list.push("protocol");
+        }
+        if random.chance(400) && self.walls {
+            list.push(random.word(&WALLS));
+        }
+        if random.chance(700) && self.leases {
+            list.push("lease");
+        }
+        list.join(",")
     }
 }
 
-/// Layers that leave guests a way to come to rest, and the toolstack of the simulation to its work.
-const LAYERS: [&str; 9] = [
-    "trace",
-    "stats",
-    "rate:500/s,burst=3",
-    "rate:2000/s,who=all",
-    "delay:1ms,read=0ms",
-    "delay:write=3ms,end=2ms,who=all",
-    "error:EAGAIN@5%,kind=end",
-    "error:EIO@3%,seed=7",
-    "error:EINVAL@20%,kind=write,while=/t/a",
+/// Walls between what all write to, some in more than one class.
+const WALLS: [&str; 3] = [
+    "chinese_wall:c=/t/a+/t/b",
+    "chinese_wall:c=/t/a+/t/b,d=/t/0+/t/1+/t/2",
+    "chinese_wall:d=/t/a/b+/t/b/d+/t/1,c=/t/b+/t/a",
 ];
+
+/// What is no list of policies.
+const BAD_LISTS: [&str; 6] = [
+    "",
+    "protocol",
+    "legacy,lattice",
+    "legacy,legacy",
+    "legacy,chinese_wall:c=/t/a",
+    "legacy,lease,lease",
+];
+
+/// What is no layer.
+pub(crate) const BAD_LAYERS: [&str; 4] = ["slow", "delay:5", "rate:0/x", "error:NONE@5%"];
 
 /// Small limits, so that they are met; those of memory only where it matters.
 fn limits(random: &mut Random, memory: bool) -> Limits {

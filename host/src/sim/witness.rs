@@ -1,10 +1,10 @@
 //! Tells the model what the server did, in the server's own order, and holds what came of it against what the model says.
 
-use model::{Fate, Left};
+use model::{Fate, Left, Lost};
 use xenstore::{DomId, DomainEvent, Entry, Errno, Identity, Noted, Outcome};
 
 use super::guest::Sent;
-use super::world::World;
+use super::world::{World, show_request};
 
 /// The first of the wrong, and what was wrong.
 type Judged = Result<(), String>;
@@ -27,9 +27,20 @@ impl World {
 
     fn judge(&mut self, entry: &Entry) -> Judged {
         match entry {
-            Entry::Lost { domid, path, event } => {
+            Entry::Lost {
+                domid,
+                path,
+                event,
+                is_told,
+            } => {
                 self.coverage.happened("events lost");
-                self.model.loses(domid.get(), path.as_str(), event);
+                let path = path.as_str().to_owned();
+                let lost = Lost {
+                    path,
+                    event: event.clone(),
+                    is_told: *is_told,
+                };
+                self.model.loses(domid.get(), lost);
                 return Ok(());
             }
             Entry::Run(now) => self.model.set_time(now.0),
@@ -106,6 +117,7 @@ impl World {
         let request = self.begun.take().ok_or("a crash, and nobody asked")?;
         self.is_next(&request)?;
         let domid = request.domid;
+        self.remark(format!("{} crashes: {left:?}", show_request(&request)));
         self.coverage.happened(if left.did_change {
             "crashes after a change"
         } else {

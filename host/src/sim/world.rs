@@ -19,6 +19,7 @@ use xenstore::{
 use super::coverage::Coverage;
 use super::guest::Guest;
 use super::random::Random;
+use super::replay::Replay;
 use super::script::{CONTROL, Draft, END, INTRODUCE, START, Scene, words};
 use super::swarm::{Extensions, Manner, Swarm};
 
@@ -55,7 +56,7 @@ pub(crate) struct World {
     guests: BTreeMap<u16, Guest>,
     /// Domains that are dying, each with whether it is dead already.
     zombies: BTreeMap<u16, bool>,
-    recent: VecDeque<Entry>,
+    recent: VecDeque<Recent>,
     serial: u64,
     turns: u64,
     refused: BTreeSet<Call>,
@@ -70,6 +71,7 @@ pub(crate) struct World {
     pub(crate) begun: Option<Noted>,
     /// What decides when the store crashes.
     fate: Random,
+    replay: Replay,
 }
 
 impl World {
@@ -86,9 +88,8 @@ impl World {
             settings.quotas.set(quota, limit);
         }
         settings.event_timeout = Duration::from_millis(swarm.event_timeout_ms);
-        if swarm.nested {
-            (settings.features, settings.grantable) = Nesting::Nested.features();
-        }
+        (settings.features, settings.grantable) = swarm.nesting.features();
+        settings.storage = swarm.storage;
         // What the store writes of its own accord the model cannot know.
         settings.counter_interval = Duration::ZERO;
         let as_modelled = model::Settings {
@@ -102,9 +103,7 @@ impl World {
         let mut model = Model::new(as_modelled, dom0.unique.0);
         model.set_lenient(swarm.memory);
         let Extensions {
-            rules,
-            policies,
-            layers,
+            policies, layers, ..
         } = &swarm.extensions;
         let chosen = policy::Choice::parse(policies.as_bytes());
         settings.policies = chosen.map_err(|error| error.to_string())?;
@@ -113,8 +112,8 @@ impl World {
             return Err(error.to_string());
         }
         settings.layers = chosen;
-        model.configure(rules.clone(), policies, layers);
-        let server = Server::new(settings.clone());
+        model.configure(policies, layers);
+        let server = Server::with_storage(settings.clone());
         let mut dispatcher = Dispatcher::start(xen.clone(), server, DOM0, &config)
             .map_err(|error| error.to_string())?;
         // From now on a journal is kept.
@@ -138,9 +137,14 @@ impl World {
             settings,
             begun: None,
             fate: Random::new(!seed),
+            replay: Replay::default(),
         };
+        world.replay.begin(world.dispatcher.server());
         world.ask_dom0(12, words(&["/t"]));
         world.ask_dom0(14, words(&["/t", "b0"]));
+        if world.swarm.extensions.leases {
+            world.introduce_leases();
+        }
         for domid in 1..=world.swarm.made {
             world.create(domid);
             world.introduce(domid);
@@ -153,6 +157,19 @@ impl World {
             }
         }
         Ok(world)
+    }
+
+    /// Resources that guests can ask for themselves.
+    fn introduce_leases(&mut self) {
+        for resource in ["/lease/d/x", "/lease/d/y"] {
+            let modes = "exclusive,shared,read-only".into();
+            self.ask_dom0(11, [words(&[resource]), modes].concat());
+            for folder in ["holder", "wait", "move"] {
+                let path = format!("{resource}/{folder}");
+                self.ask_dom0(12, words(&[&path]));
+                self.ask_dom0(14, words(&[&path, "b0"]));
+            }
+        }
     }
 
     fn exchange_dom0(&mut self) -> Result<(), String> {
@@ -204,7 +221,27 @@ impl World {
         self.calm(|_| true)?;
         self.check_identities()?;
         self.check_pages()?;
+        self.check_nodes()?;
         self.dispatcher.server().audit()
+    }
+
+    /// The store has the nodes that the model has, and those that its journal tells of, if it keeps one.
+    fn check_nodes(&mut self) -> Result<(), String> {
+        let nodes = self.dispatcher.server().all_nodes();
+        let expected = self.model.nodes();
+        let differs = nodes
+            .iter()
+            .find(|(path, node)| expected.get(*path) != Some(node));
+        if let Some((path, node)) = differs {
+            return Err(format!(
+                "{path} is {node:?} and should be {:?}",
+                expected.get(path)
+            ));
+        }
+        if let Some(path) = expected.keys().find(|path| !nodes.contains_key(*path)) {
+            return Err(format!("{path} is missing"));
+        }
+        self.replay.check(&nodes)
     }
 
     /// All guests go, and nothing is left of them.
@@ -233,7 +270,7 @@ impl World {
 
     /// What came before, in the server's order.
     pub(crate) fn show_recent(&self) -> String {
-        let lines: Vec<String> = self.recent.iter().map(show).collect();
+        let lines: Vec<String> = self.recent.iter().map(Recent::show).collect();
         format!("{:?}\n{}", self.swarm, lines.join("\n"))
     }
 
@@ -247,8 +284,13 @@ impl World {
             _ => false,
         };
         if !is_dull {
-            self.recent.push_back(entry);
+            self.recent.push_back(Recent::Entry(entry));
         }
+    }
+
+    /// Remembers what the journal does not tell.
+    pub(crate) fn remark(&mut self, what: String) {
+        self.recent.push_back(Recent::Remark(what));
     }
 
     /// The guest whose connection the store has for a domid; none if that guest is gone.
@@ -299,6 +341,21 @@ impl World {
     }
 }
 
+/// What came before.
+enum Recent {
+    Entry(Entry),
+    Remark(String),
+}
+
+impl Recent {
+    fn show(&self) -> String {
+        match self {
+            Self::Entry(entry) => show(entry),
+            Self::Remark(what) => what.clone(),
+        }
+    }
+}
+
 /// A kind of step.
 #[derive(Clone, Copy, Debug)]
 enum Step {
@@ -320,6 +377,7 @@ impl World {
         self.interrupted |= self.zombies.values().any(|is_dead| *is_dead);
         let progress = self.turn_or_crash()?;
         let served = self.witness()?;
+        self.replay.follow(self.dispatcher.server())?;
         let looks = self.dispatcher.looks() - looks;
         let spent = self.dispatcher.server().spent() - spent;
         if served > REQUESTS_A_TURN || looks > LOOKS_A_TURN || spent > COST_A_TURN {
@@ -528,7 +586,11 @@ impl World {
                 (END, words(&[word]))
             }
             0..=24 if inside => (START, vec![0]),
-            25..=34 if tx_id != 0 && self.swarm.nested => (START, vec![0]),
+            25..=34 if tx_id != 0 && self.swarm.nesting != Nesting::Flat => (START, vec![0]),
+            35..=59 if self.swarm.extensions.leases => scene.lease(),
+            60..=99 if domid == 0 && scene.random.chance(self.swarm.reforms) => {
+                scene.reform(&self.swarm.extensions)
+            }
             25..=34 if domid == 0 => scene.administrative(),
             _ => scene.any(manner),
         };
@@ -790,9 +852,11 @@ impl World {
         drop(self.dispatcher.take_over(restored.server, &connections));
         // From now on this one keeps a journal.
         self.dispatcher.server_mut().take_journal();
+        let is_repaired = self.model.taken_over();
         self.dispatcher.server().audit()?;
         self.coverage.happened("other instances that took over");
-        if self.state(now) == stream {
+        self.remark("another instance".to_owned());
+        if is_repaired || self.state(now) == stream {
             Ok(())
         } else {
             Err("the state that was read is not the one that was written".to_owned())
@@ -827,14 +891,13 @@ impl World {
             self.dispatcher.break_off(blamed.domid);
         }
         let open = self.dispatcher.server().open_transactions(blamed.conn);
-        let given_up = self.dispatcher.server().given_up_transactions(blamed.conn);
         self.crashed(&Left {
             did_change,
             did_answer,
             is_kept: blamed.is_kept,
             open: &open,
-            given_up: &given_up,
         })?;
+        self.model.taken_over();
         self.dispatcher.server().audit()
     }
 
@@ -927,34 +990,35 @@ impl World {
 
 /// An entry of the journal as a line.
 fn show(entry: &Entry) -> String {
-    let request = |request: &Noted| {
-        format!(
-            "d{} {} ({}, {}) \"{}\"",
-            request.domid,
-            xenstore::wire::Kind::from_number(request.kind).map_or("?", xenstore::wire::Kind::name),
-            request.req_id,
-            request.tx_id,
-            abridge(&request.payload)
-        )
-    };
     match entry {
         Entry::Served {
             request: asked,
             refused,
         } => {
             let refused = refused.map_or("OK", xenstore::Errno::name);
-            format!("{} => {refused}", request(asked))
+            format!("{} => {refused}", show_request(asked))
         }
-        Entry::Begins { request: asked } => format!("{} begins", request(asked)),
+        Entry::Begins { request: asked } => format!("{} begins", show_request(asked)),
         Entry::Waits {
             request: asked,
             domid,
-        } => format!("{} waits for {domid}", request(asked)),
+        } => format!("{} waits for {domid}", show_request(asked)),
         Entry::Sent { domid, rest, count } => {
             format!("d{domid} gets {count} of \"{}\"", abridge(rest))
         }
         other => format!("{other:?}"),
     }
+}
+
+pub(crate) fn show_request(request: &Noted) -> String {
+    format!(
+        "d{} {} ({}, {}) \"{}\"",
+        request.domid,
+        xenstore::wire::Kind::from_number(request.kind).map_or("?", xenstore::wire::Kind::name),
+        request.req_id,
+        request.tx_id,
+        abridge(&request.payload)
+    )
 }
 
 fn abridge(bytes: &[u8]) -> String {

@@ -20,8 +20,12 @@ impl Store {
 
     /// The same, with its nodes kept in this way.
     pub(crate) fn kept(storage: StorageKind, guests: u16) -> Self {
+        Self::with_settings(guests, settings(storage))
+    }
+
+    pub(crate) fn with_settings(guests: u16, settings: Settings) -> Self {
         let mut store = Self {
-            server: Server::new(settings(storage)),
+            server: Server::new(settings),
             conns: Vec::new(),
         };
         for domain in 0..=guests {
@@ -112,7 +116,11 @@ impl Store {
     }
 
     pub(crate) fn begin(&mut self, domain: u16) -> u32 {
-        let id = self.ask(domain, Kind::TransactionStart, 0, b"\0");
+        self.begin_inside(domain, 0)
+    }
+
+    pub(crate) fn begin_inside(&mut self, domain: u16, outer: u32) -> u32 {
+        let id = self.ask(domain, Kind::TransactionStart, outer, b"\0");
         let digits = String::from_utf8(id).unwrap();
         digits.trim_end_matches('\0').parse().unwrap()
     }

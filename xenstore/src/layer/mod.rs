@@ -161,6 +161,10 @@ impl Choice {
         (Self(layers.words()), errors)
     }
 
+    pub(crate) fn of(layers: &Layers) -> Self {
+        Self(layers.words())
+    }
+
     /// The list.
     #[must_use]
     pub fn as_str(&self) -> &str {

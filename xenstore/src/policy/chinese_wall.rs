@@ -96,11 +96,17 @@ impl Policy for ChineseWall {
             }
         }
     }
+}
 
-    fn domain_ended(&mut self, domid: DomId, keep: &mut dyn Keep) {
-        for class in &self.classes {
-            keep.remove(&class.node(domid));
-        }
+/// Forgets what a domain has chosen in any class, those that were set earlier included.
+pub(super) fn forget(domid: DomId, keep: &mut dyn Keep) {
+    let mut classes = Vec::new();
+    keep.view().children(FOLDER, &mut |class| {
+        classes.push(class.to_string());
+        true
+    });
+    for class in classes {
+        keep.remove(&format!("{FOLDER}/{class}/{domid}"));
     }
 }
 

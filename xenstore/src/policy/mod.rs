@@ -251,6 +251,10 @@ impl Choice {
         Ok(Self(String::from_utf8_lossy(list).into_owned()))
     }
 
+    pub(crate) fn of(policies: &Policies) -> Self {
+        Self(policies.words())
+    }
+
     /// The list.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -285,6 +289,11 @@ pub(crate) const SORTS: &[Sort<dyn Policy>] = &[
         make: lease::Lease::make,
     },
 ];
+
+/// A domain is no more: what a policy keeps of it goes, also of one that is not in force just now.
+pub(crate) fn forget(domid: DomId, keep: &mut dyn Keep) {
+    chinese_wall::forget(domid, keep);
+}
 
 /// The policies behind `legacy`.
 #[derive(Default)]

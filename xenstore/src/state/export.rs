@@ -169,11 +169,10 @@ impl Crashed {
         Some(lost.conn)
     }
 
-    /// Whether a transaction is the one in which the request ran: it may be half changed.
+    /// Whether a transaction is one in which the request ran: it may be half changed.
     fn broke(&self, conn: ConnId, id: TxId) -> bool {
-        let header = self.at_work.filter(|at_work| at_work.conn == conn);
-        let header = header.and_then(|at_work| at_work.header);
-        header.is_some_and(|header| header.tx_id == id.get())
+        let at_work = self.at_work.filter(|at_work| at_work.conn == conn);
+        at_work.is_some_and(|at_work| at_work.broken().contains(&Some(id)))
     }
 }
 
@@ -223,6 +222,20 @@ impl<S: Storage> Export<'_, S> {
         if !global.facts.is_empty() {
             let facts = Bytes(&global.facts);
             self.own(&Own::Host { facts });
+        }
+        self.lists();
+    }
+
+    /// The lists of policies and layers, unless nobody has ever wanted others than the defaults; whatever became of the nodes that show them.
+    fn lists(&mut self) {
+        let settings = &self.server.settings;
+        let are_default =
+            settings.policies == Default::default() && settings.layers == Default::default();
+        if self.server.are_lists_set || !are_default {
+            self.own(&Own::Lists {
+                policies: Bytes(settings.policies.as_str().as_bytes()),
+                layers: Bytes(settings.layers.as_str().as_bytes()),
+            });
         }
     }
 
@@ -571,9 +584,9 @@ impl<S: Storage> Export<'_, S> {
         written: &mut Vec<Open<'t, S>>,
     ) {
         all.sort_unstable_by_key(|(.., transaction)| Reverse(transaction.opening.number));
-        all.retain(|(_, conn, tx, transaction)| {
+        all.retain(|(_, conn, tx, _)| {
             let crash = self.crash.as_ref();
-            !transaction.is_torn && !crash.is_some_and(|crash| crash.broke(*conn, *tx))
+            !crash.is_some_and(|crash| crash.broke(*conn, *tx))
         });
         let mut nodes = nodes;
         for (id, conn, tx, transaction) in all {
@@ -758,18 +771,18 @@ impl<S: Storage> Export<'_, S> {
         }
     }
 
-    /// The journal in two pieces, if there is one.
+    /// The journal in pieces, if there is one.
     fn journal(&mut self) {
         let Some(log) = self.server.store.journal() else {
             return;
         };
-        let ([dropped_bytes, dropped_lines, commits], (first, second)) = log.all();
-        for text in [first, second] {
+        let [dropped_bytes, dropped_lines, commits] = log.counts();
+        for text in log.pieces() {
             self.own(&Own::Journal {
                 dropped_bytes,
                 dropped_lines,
                 commits,
-                text: Bytes(text),
+                text: Bytes(&text),
             });
         }
     }

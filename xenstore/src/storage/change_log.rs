@@ -6,6 +6,7 @@
 use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::fmt::{self, Write};
 
 use crate::faults;
@@ -14,6 +15,9 @@ use crate::time::Instant;
 
 /// Most bytes of all lines together.
 pub(crate) const LOG_BYTES_MAX: usize = 256 * 1024;
+
+/// Bytes of a piece of the text in a state stream.
+const PIECE_BYTES: usize = 4096;
 
 /// The latest lines.
 #[derive(Default)]
@@ -138,10 +142,16 @@ impl ChangeLog {
         Some((start, bytes.map(|byte| char::from(*byte)).collect()))
     }
 
-    /// All of it, for another instance of the server: what was dropped and committed, and the text in two pieces.
-    pub(crate) fn all(&self) -> ([u64; 3], (&[u8], &[u8])) {
-        let counts = [self.dropped_bytes, self.dropped_lines, self.commits];
-        (counts, self.bytes.as_slices())
+    /// For another instance of the server: what was dropped, and committed.
+    pub(crate) fn counts(&self) -> [u64; 3] {
+        [self.dropped_bytes, self.dropped_lines, self.commits]
+    }
+
+    /// The text for another instance, in pieces of [`PIECE_BYTES`]: at least one, wherever the ring begins.
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = Vec<u8>> {
+        let starts = (0..self.bytes.len().max(1)).step_by(PIECE_BYTES);
+        let piece = |start| self.bytes.iter().skip(start).take(PIECE_BYTES).copied();
+        starts.map(move |start| piece(start).collect())
     }
 
     /// Goes on where another instance of the server was.

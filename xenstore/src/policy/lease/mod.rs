@@ -36,7 +36,7 @@ use space::{
 };
 pub use space::{Inquiry, Mode, Move, Refused, inquire};
 
-/// Where each domain that has to do with leases has a node of its own, which nobody but the toolstack may change.
+/// Where each domain that has to do with leases has a node of its own, which nobody may change.
 const MARKS: &str = "/tool/xenstored/lease";
 
 /// Who is in which resources, and what has a deadline; all else is in nodes.
@@ -64,7 +64,9 @@ impl Policy for Lease {
         if !access.operation().is_change() {
             return Ok(());
         }
-        if access.path().lies_in(PathRef::known(MARKS)) && !access.is_privileged() {
+        let marks = PathRef::known(MARKS);
+        let removes_marks = access.operation() == Operation::Remove && marks.lies_in(access.path());
+        if access.path().lies_in(marks) || removes_marks {
             return Err(Errno::EACCES);
         }
         match Place::of(access.path().as_str()) {
@@ -93,12 +95,9 @@ impl Policy for Lease {
     }
 
     fn started(&mut self, keep: &mut dyn Keep) {
-        for space in names(keep.view(), FOLDER) {
-            for resource in names(keep.view(), &format!("{FOLDER}/{space}")) {
-                let resource = format!("{FOLDER}/{space}/{resource}");
-                bury_unknown(&resource, keep);
-                self.settle(&resource, keep);
-            }
+        for resource in resources(keep.view()) {
+            bury_unknown(&resource, keep);
+            self.settle(&resource, keep);
         }
     }
 
@@ -106,6 +105,10 @@ impl Policy for Lease {
         for resource in self.users.remove(&domid).unwrap_or_default() {
             release(&resource, domid, keep);
             self.settle(&resource, keep);
+        }
+        if keep.view().value(MARKS).is_none() {
+            // They went with a folder above, which had been given to this domain.
+            self.users.keys().for_each(|domid| mark(*domid, keep));
         }
     }
 
@@ -132,12 +135,17 @@ impl Lease {
         make_folders(resource, keep);
         // Each step takes a waiter or a move away, and nothing adds one.
         for _ in 0..USERS_MAX.saturating_mul(3) {
-            let Ok(state) = inquire(keep.view(), resource) else {
-                break;
-            };
-            if !step(resource, &state, keep) {
-                self.note(resource, &state, keep);
-                break;
+            match inquire(keep.view(), resource) {
+                Ok(state) if step(resource, &state, keep) => {}
+                Ok(state) => {
+                    self.note_parties(resource, keep);
+                    self.note_moves(resource, &state, keep.now());
+                    break;
+                }
+                Err(_) => {
+                    self.note_parties(resource, keep);
+                    break;
+                }
             }
         }
         let is_there = |node: &String| keep.view().value(node).is_some();
@@ -146,22 +154,34 @@ impl Lease {
             .retain(|node, _| !node.starts_with(&prefix) || is_there(node));
     }
 
-    /// Notes who is in it.
-    fn note(&mut self, resource: &str, state: &Inquiry, keep: &mut dyn Keep) {
-        let now = keep.now();
-        for domid in parties(state) {
+    /// Notes who is in it, even if it makes no sense: they are to be gone from it when they end.
+    fn note_parties(&mut self, resource: &str, keep: &mut dyn Keep) {
+        for domid in parties(keep.view(), resource) {
             let places = self.users.entry(domid).or_default();
             if !places.contains(resource) {
                 places.insert(resource.to_string());
                 mark(domid, keep);
             }
         }
+    }
+
+    fn note_moves(&mut self, resource: &str, state: &Inquiry, now: Instant) {
         for next in &state.moves {
             let node = format!("{resource}/{MOVE}/{}", next.from);
             let until = now.after(Duration::from_secs(next.seconds.into()));
             self.moves.entry(node).or_insert(until);
         }
     }
+}
+
+/// All resources, in the order in which a domain's are released.
+fn resources(view: &dyn View) -> BTreeSet<String> {
+    let spaces = names(view, FOLDER).map(|space| format!("{FOLDER}/{space}"));
+    let resources = spaces.flat_map(|space| {
+        let all = names(view, &space);
+        all.map(move |resource| format!("{space}/{resource}"))
+    });
+    resources.collect()
 }
 
 /// Takes one step that follows from the state of a resource, if there is one.
@@ -225,22 +245,26 @@ fn release(resource: &str, domid: DomId, keep: &mut dyn Keep) {
 
 /// Takes those out of a resource who ended while nobody looked.
 fn bury_unknown(resource: &str, keep: &mut dyn Keep) {
-    let Ok(state) = inquire(keep.view(), resource) else {
-        return;
-    };
-    for domid in parties(&state) {
+    for domid in parties(keep.view(), resource) {
         if keep.view().owner(&mark_of(domid)) != Some(domid) {
             release(resource, domid, keep);
         }
     }
 }
 
-/// The domains that have to do with a resource.
-fn parties(state: &Inquiry) -> BTreeSet<DomId> {
-    let users = state.holders.iter().chain(&state.waiters);
-    let users = users.map(|(domid, _)| *domid);
-    let movers = state.moves.iter().flat_map(|next| [next.from, next.to]);
-    users.chain(movers).collect()
+/// The domains that have to do with a resource, whether or not that makes sense.
+fn parties(view: &dyn View, resource: &str) -> BTreeSet<DomId> {
+    let mut all = BTreeSet::new();
+    for folder in DIRS {
+        let in_folder = names(view, &format!("{resource}/{folder}"));
+        all.extend(in_folder.filter_map(|name| domid_of(&name)));
+    }
+    let moves = format!("{resource}/{MOVE}");
+    for from in names(view, &moves) {
+        let next = view.value(&format!("{moves}/{from}"));
+        all.extend(next.and_then(move_of).map(|(to, _)| to));
+    }
+    all
 }
 
 /// A node that a domain owns goes with it, even while nobody looks: so another one with the same domid is not taken for it.

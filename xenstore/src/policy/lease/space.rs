@@ -142,6 +142,20 @@ impl Inquiry {
         self.moves.iter().find(|next| next.from == domid)
     }
 
+    /// Whether all holders can hold it at a time, and the resource has all modes. Who takes over is there before the other one goes.
+    fn is_possible(&self) -> bool {
+        let is_leaving = |domid: DomId| {
+            let next = self.move_from(domid);
+            next.is_some_and(|next| self.mode_of(next.to).is_some())
+        };
+        let holders = self.holders.iter();
+        let stay = holders.filter(|(domid, _)| self.moves.is_empty() || !is_leaving(*domid));
+        let mut pairs = stay.clone().zip(stay.skip(1));
+        let mut users = self.holders.iter().chain(&self.waiters);
+        pairs.all(|((_, one), (_, other))| one.goes_with(*other))
+            && users.all(|(_, mode)| self.modes.contains(mode))
+    }
+
     /// Another holder with whom a domain cannot hold it so.
     pub(super) fn in_the_way(&self, domid: DomId, mode: Mode) -> Option<DomId> {
         let mut holders = self.holders.iter();
@@ -172,12 +186,17 @@ pub fn inquire(view: &dyn View, resource: &str) -> Result<Inquiry, Refused> {
         let from = domid_of(&name).ok_or(Refused::Internal)?;
         Ok(Move { from, to, seconds })
     });
-    Ok(Inquiry {
+    let state = Inquiry {
         modes: modes_of(modes).ok_or(Refused::Internal)?,
         holders: users(HOLDER)?,
         waiters: users(WAIT)?,
         moves: moves.collect::<Result<_, Refused>>()?,
-    })
+    };
+    if state.is_possible() {
+        Ok(state)
+    } else {
+        Err(Refused::Internal)
+    }
 }
 
 /// What a path of the lease space is.

@@ -25,6 +25,7 @@ use super::{Damage, HostGlobal, Restored, RestoredLink, StateError};
 use crate::acl::{Acl, Incarnation};
 use crate::counters;
 use crate::crash::Crash;
+use crate::extensions::Lists;
 use crate::features::Features;
 use crate::ids::{ConnId, DomId, Ticket, TxId};
 use crate::server::{Question, Server, Settings};
@@ -131,6 +132,8 @@ struct Import<'s, S: Storage> {
     wished: BTreeSet<Ticket>,
     /// The places of the counters, by name.
     counters: BTreeMap<String, usize>,
+    /// The lists of policies and layers that were in force.
+    lists: Option<Lists>,
     /// What a server left that crashed, and the request that it had not answered.
     crash: Option<(Crash, Option<Header>)>,
 }
@@ -216,6 +219,7 @@ impl<'s, S: Storage> Import<'s, S> {
             notes: outline.is_journaled.then(Vec::new),
             wished: BTreeSet::new(),
             counters: counters::places(),
+            lists: None,
             crash: None,
         };
         for (domid, known) in &outline.domains {
@@ -323,7 +327,7 @@ impl<S: Storage> Import<'_, S> {
         self.count_outstanding()?;
         self.check_questions()?;
         self.server
-            .resume_extensions()
+            .resume_extensions(self.lists.take())
             .map_err(|_| Damage::Policy)?;
         if let Some((Crash { blamed }, unanswered)) = self.crash {
             self.server.go_on_after(blamed, unanswered);

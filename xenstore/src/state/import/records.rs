@@ -5,6 +5,7 @@ use super::super::own::Own;
 use crate::conflict::{CHANGES_MAX, GuestChange, Hold};
 use crate::connection::Connection;
 use crate::crash::{Blamed, Crash};
+use crate::extensions::Lists;
 use crate::ids::{DomId, EvtchnPort, Generation, Ticket};
 use crate::live_update::Unanswered;
 use crate::memory::Supply;
@@ -69,6 +70,13 @@ impl<'s, S: Storage> Import<'s, S> {
             Own::Counter { .. } | Own::Refusals { .. } => self.counted(own),
             Own::Host { facts } => {
                 self.host.facts = facts.0.to_vec();
+                Ok(())
+            }
+            Own::Lists { policies, layers } => {
+                self.lists = Some(Lists {
+                    policies: policies.0.to_vec(),
+                    layers: layers.0.to_vec(),
+                });
                 Ok(())
             }
             Own::HostLink { facts, .. } => {
