@@ -48,7 +48,7 @@ macro_rules! records {
             }
 
             /// The name of one of our types.
-            pub(super) fn name(kind: u32) -> Option<&'static str> {
+            pub(super) const fn name(kind: u32) -> Option<&'static str> {
                 match kind.checked_sub(FIRST) {
                     $(Some($number) => Some(stringify!($variant)),)*
                     _ => None,
@@ -172,7 +172,7 @@ records! {
     28 Crash { connection: Option<u64>, domid: DomId, header: Bytes<'a>, is_answered: bool, is_kept: bool, },
     40 Inside { conn: u32, transaction: u32, },
     42 Noted { path: &'a str, is_removed: bool, },
-    43 Lists { policies: Bytes<'a>, layers: Bytes<'a>, },
+    44 Lists { policies: Bytes<'a>, layers: Bytes<'a>, },
     41 Journal { dropped_bytes: u64, dropped_lines: u64, commits: u64, text: Bytes<'a>, },
 }
 

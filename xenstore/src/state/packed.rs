@@ -11,6 +11,7 @@ use super::record::{Permissions, absolute};
 
 /// The type of a record of nodes.
 pub(super) const NODES: u32 = FIRST.saturating_add(43);
+const _: () = assert!(Own::name(NODES).is_none());
 /// A record of so many bytes gets no further node.
 const ENOUGH: u64 = 2048;
 
