@@ -12,6 +12,7 @@ use std::sync::Mutex;
 
 use kernel::hypervisor::MeteredHeap;
 use store::{Store, identity};
+use xenstore::state::{HostLink, Size};
 use xenstore::wire::Kind;
 use xenstore::{DomainEvent, Identity, Instant, StorageKind, UniqueId};
 
@@ -220,6 +221,74 @@ fn watchers(storage: StorageKind) {
     store
         .meter(Kind::Rm, 0, b"top\0")
         .is_little("a removal that 5120 watches hear");
+}
+
+/// Guests with as many nodes as they may have, in a domain of 8 MiB (docs/memory.md).
+const SMALL_GUESTS: u16 = 20;
+const SMALL_NODES: usize = 1000;
+/// Bytes of the heap that the image has there, less 60 KiB for what is not the store's: rings, tables, the console.
+const SMALL_HEAP: usize = 4420 * 1024;
+/// Bytes that writing the state may take in all, half of what there is for it after a crash, when nothing can be given back: it may be
+/// written twice, the first time to count.
+const SMALL_EXPORT: usize = 450 * 1024;
+/// Bytes of the room for the state.
+const SMALL_ROOM: u64 = 1011 * 1024;
+
+/// Twenty thousand nodes are there, and a guest that has little may still grow: memory is not short.
+#[test]
+fn twenty_guests_have_a_thousand_nodes_each_in_8_mib() {
+    let _turn = TURN.lock().unwrap();
+    for (what, name) in [
+        (
+            "in one directory",
+            (|n| format!("many/{n}")) as fn(usize) -> String,
+        ),
+        ("ten in each", |n| format!("{}/{}", n / 9, n % 9)),
+    ] {
+        let before = HEAP.usage();
+        let mut store = Store::new(SMALL_GUESTS + 1);
+        for guest in 1..=SMALL_GUESTS {
+            store.ok(0, Kind::SetQuota, &format!("{guest}\0node-size\x005000\0"));
+            while_allowed(&mut store, guest, name);
+            for n in 0..8 {
+                store.ok(guest, Kind::Watch, &format!("many/{n}\0token\0"));
+            }
+            store.read(guest);
+        }
+        let taken = HEAP.usage().reserved - before.used;
+        HEAP.start();
+        let mut size = Size::default();
+        let links = |_| HostLink::default();
+        store
+            .server
+            .export_after_crash(Instant(0), &links, None, &mut size);
+        let export = HEAP.taken();
+        assert!(export < SMALL_EXPORT, "{export}");
+        let estimate = store.server.stream_estimate();
+        let per_node = (HEAP.usage().used - before.used) / 20_000;
+        let size = size.0;
+        println!(
+            "{what}: {taken} bytes taken, {per_node} a node; {size} of stream, {estimate} estimated; writing it takes {export}"
+        );
+        let (free, total) = (SMALL_HEAP - taken, SMALL_HEAP);
+        let [free, total] = [free, total].map(|bytes| u64::try_from(bytes).unwrap());
+        store
+            .server
+            .handle_memory(Instant(0), free, total, SMALL_ROOM);
+        store.ok(SMALL_GUESTS + 1, Kind::Write, "one-more\0value");
+    }
+}
+
+/// A guest writes nodes until its quota ends it.
+fn while_allowed(store: &mut Store, guest: u16, name: fn(usize) -> String) {
+    for n in 0..SMALL_NODES {
+        let payload = format!("{}\0value-{n}", name(n));
+        let answer = store.ask(guest, Kind::Write, 0, payload.as_bytes());
+        if answer != b"OK\0" {
+            assert_eq!(answer, b"ENOSPC\0");
+            return;
+        }
+    }
 }
 
 /// What a request needed is free when its reply waits, but for the reply.

@@ -14,8 +14,11 @@ pub const NOTE_KIND: u32 = 1;
 pub const HANDOVER_VERSION: u32 = 2;
 /// The latest version of the state stream that this image reads.
 pub const READS_VERSION: u32 = if cfg!(feature = "old-stream") { 1 } else { 2 };
-/// Whether it reads our own records in it: 1 or 0.
-pub const READS_OWN: u32 = if cfg!(feature = "old-stream") { 0 } else { 1 };
+/// Which of our own records it reads in it: 2 for all, 1 for all but nodes in a row, 0 for none.
+pub const READS_OWN: u32 = if cfg!(feature = "old-stream") { 0 } else { 2 };
+
+/// What [`READS_OWN`] must be at least for what this image writes.
+const READS_OWN_ALL: u32 = 2;
 
 /// Segments of an image that are loaded.
 const SEGMENTS_MAX: usize = 8;
@@ -37,7 +40,7 @@ pub struct NextImage {
     pub memory: AddressRange,
     /// The latest version of the state stream that it reads.
     pub reads_version: u32,
-    /// Whether it reads our own records.
+    /// Whether it reads our own records, all that this image writes.
     pub reads_own: bool,
     /// By which it can be told from others.
     pub checksum: u32,
@@ -86,7 +89,7 @@ impl NextImage {
             entry: description.u64(16),
             memory,
             reads_version: description.u32(4),
-            reads_own: description.u32(8) != 0,
+            reads_own: description.u32(8) >= READS_OWN_ALL,
             checksum: description.u32(CHECKSUM_AT),
             segments,
         };

@@ -16,7 +16,7 @@ readonly old=/testbed/ferrostore-old-stream.elf
 readonly guests=8
 rounds=$(cat /testbed/rounds)
 # Crashes of both kinds: in a request, which costs its connection or, of the toolstack, gets EIO; and elsewhere. A hang is one, too.
-readonly domains=10
+readonly domains=20
 readonly crashes="panic ud2 readonly stack memory allocator hang loop loop-hang"
 
 main() {
@@ -48,9 +48,10 @@ main() {
     step 40 "an update to the first image, after the crashes" update_to "$image"
     step 90 "all guests are destroyed, and nothing is left of them" end_guests
 
-    step 120 "$domains domains' worth of nodes, 1000 each, in 8 MiB" fill
+    step 240 "$domains domains' worth of nodes, 1000 each, in 8 MiB" fill
     step 60 "an update of all that" update_of_all
     step 120 "a crash with all that" crash_of_all
+    step 90 "with more than there is room for, an update is refused and nothing changes" update_of_too_much
     finish
 }
 
@@ -215,7 +216,7 @@ not_too_often() {
 
 has_crashed() { [ "$(xenstore-read /tool/xenstored/crash/count 2>/dev/null || echo 0)" -gt "$1" ]; }
 
-# As many nodes as so many domains may have; with the image, room for another and for the state, 8 MiB hold no more than about 14000.
+# As many nodes as so many domains may have.
 fill() {
     for domain in $(seq "$domains"); do
         seq 1000 | sed "s|.*|/testbed/many/$domain/device/vbd/& value-&|" | xargs -n 400 xenstore-write
@@ -241,6 +242,18 @@ crash_of_all() {
     crashed panic
     all_there
     echo "note: $(last_pause)"
+}
+
+# Values take as much of the room for the state as of the heap.
+update_of_too_much() {
+    value=$(head -c 2000 /dev/zero | tr '\0' x)
+    seq 600 | sed "s|.*|/testbed/much/& $value|" | xargs -n 30 xenstore-write
+    refuse "more than there are" xenstore-control live-update "$image"
+    all_there
+    echo "note: $(cat "$results/refused")"
+    xenstore-rm /testbed/much
+    update_to "$image"
+    all_there
 }
 
 end_guests() {

@@ -1,5 +1,5 @@
-# The scenario of policies: an ordinary guest's whole life under `policy=legacy,protocol`, refused nothing; then one that writes what is
-# not its part of a device.
+# The scenario of policies and storages: an ordinary guest's whole life under `policy=legacy,protocol`, refused nothing; then one that writes
+# what is not its part of a device. A journal is kept of all that, which gives the same nodes elsewhere; then nodes are kept otherwise.
 # shellcheck disable=SC2317 # steps are called by name
 
 # shellcheck source=testbed/dom0/steps.sh
@@ -26,6 +26,9 @@ main() {
     step 90 "a guest that writes what is not its part is refused, counted and told of" break_protocol
     step 30 "xl destroy; nothing is left" destroy breaker
     step 10 "a layer delays dom0's own reads, and is taken away" delay_dom0
+    step 60 "the journal of all this, done again on another store, gives the same nodes" replay
+    step 40 "a live update to store=flat keeps every node" keep_flat
+    step 40 "and so does one to store=journal, which begins anew" keep_journal
     finish
 }
 
@@ -135,6 +138,43 @@ delay_dom0() {
     xenstore-rm /testbed
     expect "layers" "0 stats" "$(xenstore-control layer list | grep -v '^ ' | xargs)"
     echo "note: a read took $((took_cs * 10)) ms"
+}
+
+# The other store has the same domids, so that owners mean the same; it has nothing else of them.
+replay() {
+    /testbed/xs journal --store /dev/xen/xenbus >"$results/journal" 2>"$results/position"
+    xenstore-ls -f -p >"$results/nodes"
+    expect "dropped" "lines dropped: 0" "$(xenstore-control journal | grep dropped)"
+    export XENSTORED_PATH="$results/other"
+    /testbed/ferrostored --socket "$XENSTORED_PATH" --domains 30 --log error &
+    daemon=$!
+    eventually 10 test -S "$XENSTORED_PATH"
+    xenstore-rm /local
+    /testbed/xs replay "$results/journal"
+    xenstore-ls -f -p >"$results/replayed"
+    kill "$daemon"
+    diff "$results/nodes" "$results/replayed"
+    echo "note: $(wc -l <"$results/journal") lines, $(wc -l <"$results/nodes") nodes"
+}
+
+keep_flat() {
+    keep_otherwise flat
+    refuse "" xenstore-control journal
+}
+
+keep_journal() {
+    keep_otherwise journal
+    xenstore-control journal | grep "^commits: "
+}
+
+# keep_otherwise WORD: the store goes on with store=WORD.
+keep_otherwise() {
+    xenstore-ls -f -p >"$results/before"
+    xenstore-control live-update -c "$(cat /testbed/param) store=$1" /testbed/ferrostore.elf
+    xenstore-ls -f -p >"$results/after"
+    diff "$results/before" "$results/after"
+    expect "check" OK "$(xenstore-control check)"
+    echo "note: $(wc -l <"$results/after") nodes"
 }
 
 main

@@ -51,7 +51,7 @@ impl Answer {
     /// The whole child list.
     pub(crate) fn names<T: Clone>(children: &Children<T>) -> Self {
         let mut list = List::new(children.list_size());
-        children.names_from(0, |name, _| list.append(name.as_bytes()));
+        children.pieces_from(0, |piece| list.append(piece));
         Self::Names(list.bytes)
     }
 
@@ -67,8 +67,9 @@ impl Answer {
         let start = listed_size(&number);
         let mut list = List::new(start.saturating_add(left).saturating_add(1).min(MOST));
         let mut whole = list.append(number.as_bytes());
-        children.names_from(offset, |name, within| {
-            whole = list.append(name.as_bytes().get(within..).unwrap_or_default());
+        children.pieces_from(offset, |piece| {
+            let mut names = piece.split(|byte| *byte == 0);
+            whole = list.append(piece) || names.all(|name| list.append(name));
             whole
         });
         // The byte behind all names is a NUL already.

@@ -21,7 +21,7 @@ pub(crate) const NODE_BYTES: u64 = 192;
 /// Changes, or owners, for which there stays memory.
 pub(crate) const SPARE_PLACES: usize = 128;
 /// Bytes of an entry of an access control list.
-const ENTRY_BYTES: u64 = 24;
+pub(crate) const ENTRY_BYTES: u64 = 24;
 
 /// What a request or transaction did.
 #[derive(Clone)]

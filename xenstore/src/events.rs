@@ -95,6 +95,7 @@ impl<S: Storage> Server<S> {
     }
 
     /// Of a node that was cut off with one above it, only watches on itself hear.
+    #[inline(never)]
     fn tell_below(&mut self, path: PathRef<'_>, removed: &S::Branch) {
         for id in self.watches.below(path) {
             let Some(watch) = self.watches.get(id) else {

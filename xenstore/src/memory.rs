@@ -21,7 +21,7 @@ use crate::wire::Errno;
 /// cannot lead from above the first of them to the end: a path of a thousand nodes is copied, or its nodes are noted in a transaction.
 const SCARCE_BELOW: Mark = Mark {
     percent: 25,
-    bytes: 2048 << 10,
+    bytes: 1792 << 10,
 };
 const SHORT_BELOW: Mark = Mark {
     percent: 10,
@@ -300,8 +300,8 @@ mod tests {
     #[test]
     fn where_there_is_little_in_all_the_marks_are_bytes() {
         for (free, supply) in [
-            (2048, Supply::Plenty),
-            (2047, Supply::Scarce),
+            (1792, Supply::Plenty),
+            (1791, Supply::Scarce),
             (1279, Supply::Short),
             (767, Supply::Reserve),
         ] {

@@ -133,6 +133,9 @@ impl Payload {
     }
 
     pub(crate) fn len(&self) -> usize {
+        if let Self::Value(value) = self {
+            return value.len();
+        }
         let [first, second] = self.pieces();
         first.len().saturating_add(second.len())
     }
@@ -448,9 +451,10 @@ impl Output {
     }
 
     fn forget(&mut self, message: &Message) -> Option<Debt> {
-        self.all_bytes = self.all_bytes.saturating_sub(message.bytes());
+        let bytes = message.bytes();
+        self.all_bytes = self.all_bytes.saturating_sub(bytes);
         if message.cause.is_none() {
-            self.bytes = self.bytes.saturating_sub(message.bytes());
+            self.bytes = self.bytes.saturating_sub(bytes);
         }
         if message.event.is_none() {
             self.replies = self.replies.saturating_sub(1);

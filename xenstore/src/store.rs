@@ -217,6 +217,7 @@ fn post<S: Storage>(domains: &mut Domains, peaks: &mut Peaks, effects: &mut Effe
     exact
 }
 
+#[inline(never)]
 fn count<S: Storage>(nodes: &S) -> BTreeMap<Incarnation, Charge> {
     let mut found: BTreeMap<Incarnation, Charge> = BTreeMap::new();
     let root = PathRef::known("/");

@@ -6,12 +6,13 @@
 
 use crate::connection::Connection;
 use crate::counters;
-use crate::effects::NODE_BYTES;
+use crate::effects::{ENTRY_BYTES, NODE_BYTES};
 use crate::server::Server;
+use crate::state::nodes_most;
 use crate::storage::{ChangeLog, Storage};
 
-/// Bytes that a node has in the stream besides its name, value and permissions, at most.
-const NODE_MOST: u64 = 48;
+/// Bytes that each permission has in the stream, at most.
+const ENTRY_MOST: u64 = 5;
 /// The same of a connection that has nothing: its own records, its turn, and what it waits for.
 const CONNECTION_MOST: u64 = 512;
 /// The same of a domain besides its counters.
@@ -30,8 +31,12 @@ impl<S: Storage> Server<S> {
     /// nodes that only open transactions have. It costs a few steps for each connection that was at work since it was asked last.
     pub fn stream_estimate(&mut self) -> u64 {
         let sums = self.store.sums;
-        let spared = NODE_BYTES.saturating_sub(NODE_MOST);
-        let nodes = sums.bytes.saturating_sub(sums.nodes.saturating_mul(spared));
+        // Every node has one permission at least, its owner's.
+        let account = NODE_BYTES.saturating_add(ENTRY_BYTES.saturating_sub(ENTRY_MOST));
+        let texts = sums
+            .bytes
+            .saturating_sub(sums.nodes.saturating_mul(account));
+        let nodes = nodes_most(sums.nodes, texts, self.store.generation.0);
         let of_domain = DOMAIN_MOST.saturating_add(counters::STREAM_MOST);
         let domains = wide(self.domains.len()).saturating_add(1);
         let mut all = REST_MOST.saturating_add(nodes);

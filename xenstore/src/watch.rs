@@ -207,7 +207,7 @@ impl Watches {
         let own = self.of.get_mut(connection.key)?;
         let token = Token::new(token);
         let (digest, order) = Name::wanted(path, &token);
-        let id = own.remove(digest, order)?;
+        let (_, id) = own.remove(digest, order)?;
         if own.is_empty() {
             self.of.remove(connection.key);
         }

@@ -1,4 +1,4 @@
-//! The heap: size classes in 16 KiB chunks, which come from a first-fit list.
+//! The heap: size classes in chunks of 8 and 16 KiB, which come from a first-fit list.
 //!
 //! The list alone takes as long as there are holes, which a guest could provoke; a class takes and gives back in constant time. An empty
 //! chunk goes back to the list, so that memory that one size needed yesterday serves another today.
@@ -117,14 +117,17 @@ unsafe impl GlobalAlloc for KernelHeap {
     }
 }
 
-/// Bytes of a chunk, and its alignment: an object's chunk is found from its address.
+/// Bytes of a chunk of larger objects, and its alignment: an object's chunk is found from its address.
 const CHUNK_SIZE: usize = 16 * 1024;
+/// The same for objects of up to [`SMALL_MAX`] bytes: of each size one chunk is begun, however small the heap is.
+const SMALL_CHUNK_SIZE: usize = 8 * 1024;
+const SMALL_MAX: usize = 512;
 /// Bytes at a chunk's start that describe it.
 const HEADER_SIZE: usize = 64;
 /// Every object is aligned to this; what needs more goes to the list.
 const ALIGNMENT: usize = 16;
 /// Number of size classes.
-const CLASSES: usize = 16;
+const CLASSES: usize = 20;
 
 /// Memory in size classes over a first-fit list.
 struct SizeClasses {
@@ -144,12 +147,16 @@ impl SizeClasses {
                 SizeClass::new(32),
                 SizeClass::new(48),
                 SizeClass::new(64),
+                SizeClass::new(80),
                 SizeClass::new(96),
                 SizeClass::new(128),
+                SizeClass::new(160),
                 SizeClass::new(192),
                 SizeClass::new(256),
-                SizeClass::new(384),
+                SizeClass::new(320),
+                SizeClass::new(400),
                 SizeClass::new(512),
+                SizeClass::new(640),
                 SizeClass::new(768),
                 SizeClass::new(1024),
                 SizeClass::new(1632),
@@ -237,7 +244,16 @@ impl SizeClass {
 
     /// Objects that a chunk holds.
     const fn capacity(&self) -> usize {
-        (CHUNK_SIZE - HEADER_SIZE) / self.size
+        (self.chunk().size() - HEADER_SIZE) / self.size
+    }
+
+    /// Size and alignment of its chunks.
+    const fn chunk(&self) -> Layout {
+        if self.size <= SMALL_MAX {
+            SMALL_CHUNK
+        } else {
+            CHUNK
+        }
     }
 
     fn take(&mut self, list: &mut FirstFit) -> Option<NonNull<u8>> {
@@ -255,8 +271,8 @@ impl SizeClass {
     /// # Safety
     /// The object must be of this class and used no more.
     unsafe fn give_back(&mut self, object: NonNull<u8>, list: &mut FirstFit) {
-        // SAFETY: the object is of a class, as the caller vouches.
-        let mut chunk = unsafe { ChunkRef::of_object(object) };
+        // SAFETY: the object is of this class, as the caller vouches.
+        let mut chunk = unsafe { ChunkRef::of_object(object, self.chunk()) };
         if chunk.header().live == self.capacity() {
             self.link(chunk);
         }
@@ -268,12 +284,12 @@ impl SizeClass {
         if header.live == 0 && !is_only_one {
             self.unlink(chunk);
             // SAFETY: it came from the list with this layout; no object of it is in use, and it is in no list of ours.
-            unsafe { list.deallocate(chunk.0.cast(), CHUNK) };
+            unsafe { list.deallocate(chunk.0.cast(), self.chunk()) };
         }
     }
 
     fn add_chunk(&mut self, list: &mut FirstFit) -> Option<ChunkRef> {
-        let memory = take_from_list(list, CHUNK)?;
+        let memory = take_from_list(list, self.chunk())?;
         let chunk = ChunkRef(memory.cast());
         // SAFETY: the memory is ours, large and aligned enough.
         unsafe { chunk.0.write(Chunk::new()) };
@@ -303,11 +319,16 @@ impl SizeClass {
     }
 }
 
-const CHUNK: Layout = match Layout::from_size_align(CHUNK_SIZE, CHUNK_SIZE) {
-    Ok(layout) => layout,
-    Err(_) => Layout::new::<()>(),
-};
-const _: () = assert!(CHUNK.size() == CHUNK_SIZE);
+const CHUNK: Layout = chunk(CHUNK_SIZE);
+const SMALL_CHUNK: Layout = chunk(SMALL_CHUNK_SIZE);
+const _: () = assert!(CHUNK.size() == CHUNK_SIZE && SMALL_CHUNK.size() == SMALL_CHUNK_SIZE);
+
+const fn chunk(size: usize) -> Layout {
+    match Layout::from_size_align(size, size) {
+        Ok(layout) => layout,
+        Err(_) => Layout::new::<()>(),
+    }
+}
 
 /// What stands at a chunk's start.
 #[derive(Debug)]
@@ -351,9 +372,9 @@ unsafe impl Send for ChunkRef {}
 
 impl ChunkRef {
     /// # Safety
-    /// The object must be one of a live chunk's.
-    unsafe fn of_object(object: NonNull<u8>) -> Self {
-        let offset = object.addr().get() % CHUNK_SIZE;
+    /// The object must be one of a live chunk's, and this that chunk's layout.
+    unsafe fn of_object(object: NonNull<u8>, chunk: Layout) -> Self {
+        let offset = object.addr().get() & (chunk.align() - 1);
         // SAFETY: chunks are aligned to their size, so the chunk begins this far below, in the same allocation.
         Self(unsafe { object.byte_sub(offset) }.cast())
     }
@@ -436,7 +457,8 @@ mod tests {
         }
         for class in &heap.classes {
             assert_eq!(class.size % ALIGNMENT, 0);
-            assert!(CHUNK_SIZE - class.capacity() * class.size <= CHUNK_SIZE / 16);
+            let chunk = class.chunk().size();
+            assert!(chunk - class.capacity() * class.size <= chunk / 16);
         }
     }
 

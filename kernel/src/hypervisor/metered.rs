@@ -22,6 +22,7 @@ static ARENA: Arena = Arena(UnsafeCell::new([0; METERED_BYTES]));
 static START: Once<()> = Once::new();
 static PEAK: AtomicUsize = AtomicUsize::new(0);
 static LARGEST: AtomicUsize = AtomicUsize::new(0);
+static TAKEN: AtomicUsize = AtomicUsize::new(0);
 
 /// The kernel's heap over 512 MiB, metered.
 pub struct MeteredHeap;
@@ -37,12 +38,19 @@ impl MeteredHeap {
     pub fn start(&self) {
         PEAK.store(heap_usage().used, Ordering::Relaxed);
         LARGEST.store(0, Ordering::Relaxed);
+        TAKEN.store(0, Ordering::Relaxed);
     }
 
     /// The most bytes in use since [`MeteredHeap::start`], each object counted with its class's size.
     #[must_use]
     pub fn peak(&self) -> usize {
         PEAK.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of all objects that were taken since [`MeteredHeap::start`], given back or not: what it needs where nothing can be given back.
+    #[must_use]
+    pub fn taken(&self) -> usize {
+        TAKEN.load(Ordering::Relaxed)
     }
 
     /// The largest object since [`MeteredHeap::start`], in bytes.
@@ -72,6 +80,7 @@ unsafe impl GlobalAlloc for MeteredHeap {
         let object = unsafe { KernelHeap.alloc(layout) };
         PEAK.fetch_max(heap_usage().used, Ordering::Relaxed);
         LARGEST.fetch_max(layout.size(), Ordering::Relaxed);
+        TAKEN.fetch_add(layout.size().next_multiple_of(16), Ordering::Relaxed);
         object
     }
 

@@ -29,8 +29,8 @@ const EVENT_PAGES: u64 = 10;
 
 /// It lies below this: its tables map so much.
 const REACH: u64 = 1 << 30;
-/// The area's part of all free memory besides the slot: as much as state that fills the heap needs.
-const STREAM_PART: u64 = 6;
+/// The area's percentage of all free memory besides the slot: as much as state that fills the heap needs, with a quarter of it left.
+const STREAM_PERCENT: u64 = 15;
 /// What an image may be larger than the one that runs.
 const SLOT_SLACK: u64 = 64 << 10;
 /// One page of event words, 1024 ports, for so much memory: more domains than it can have nodes of.
@@ -58,7 +58,7 @@ impl Layout {
         let slot_size = image_size
             .saturating_add(SLOT_SLACK)
             .next_multiple_of(PAGE_SIZE);
-        let stream = free.size() / STREAM_PART;
+        let stream = free.size() / 100 * STREAM_PERCENT;
         let pages = EVENT_PAGES.saturating_add(event_pages);
         let fixed = pages.saturating_mul(PAGE_SIZE).saturating_add(slot_size);
         // The state of a host that has more than this does not go through one piece of memory below 1 GiB.

@@ -45,7 +45,7 @@ fn elf(headers: &[Header], entry: u64) -> Vec<u8> {
     let note = [11, 24, NOTE_KIND].map(u32::to_le_bytes).concat();
     put(NOTE_AT, &note);
     put(NOTE_AT + 12, b"Ferrostore\0\0");
-    let words = [HANDOVER_VERSION, 2, 1, 0].map(u32::to_le_bytes).concat();
+    let words = [HANDOVER_VERSION, 2, 2, 0].map(u32::to_le_bytes).concat();
     put(NOTE_AT + 24, &words);
     put(NOTE_AT + 40, &entry.to_le_bytes());
     seal(&mut file);

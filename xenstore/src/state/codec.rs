@@ -279,6 +279,24 @@ impl<'a> Fields<'a> {
         self.array().map(i64::from_le_bytes)
     }
 
+    /// A number in as many bytes as it needs (`packed.rs`).
+    pub(super) fn varint(&mut self) -> Result<u64, Damage> {
+        let mut value = 0;
+        for shift in (0..u64::BITS).step_by(7) {
+            let byte = self.u8()?;
+            let bits = u64::from(byte & 0x7f);
+            let shifted = bits << shift;
+            if shifted >> shift != bits {
+                return Err(Damage::Field);
+            }
+            value |= shifted;
+            if byte < 0x80 {
+                return Ok(value);
+            }
+        }
+        Err(Damage::Field)
+    }
+
     /// A length in 32 bits.
     pub(super) fn len32(&mut self) -> Result<usize, Damage> {
         usize::try_from(self.u32()?).map_err(|_| Damage::Short)

@@ -10,6 +10,7 @@ use core::cmp::Reverse;
 
 use super::codec::{Body, Writer};
 use super::own::{Bytes, Near, Numbers, Own};
+use super::packed::{NODES, Packer};
 use super::record::{HAS_UNIQUE, IDENTIFIER, IGNORE, NO_TARGET, Permissions, UNLIMITED, kind};
 use super::snapshot::{SPECIALS, Step, steps};
 use super::{Format, Host, LeftOut, Loss, Sink, Size};
@@ -54,6 +55,7 @@ impl<S: Storage> Server<S> {
             permissions: PermissionBytes::default(),
             before: String::new(),
             nodes: 0,
+            packer: Packer::default(),
             crash: None,
         }
         .write();
@@ -105,6 +107,7 @@ impl<S: Storage> Server<S> {
                 permissions: PermissionBytes::default(),
                 before: String::new(),
                 nodes: 0,
+                packer: Packer::default(),
                 crash: Some(crashed),
             }
             .write();
@@ -146,6 +149,7 @@ struct Export<'a, S: Storage> {
     /// The path of the last node that was written in a record of our own.
     before: String,
     nodes: u64,
+    packer: Packer,
     crash: Option<Crashed>,
 }
 
@@ -438,6 +442,16 @@ impl<S: Storage> Export<'_, S> {
                 self.node(special, node);
             }
         }
+        self.packed();
+    }
+
+    /// Writes the nodes that were collected.
+    fn packed(&mut self) {
+        let nodes = self.packer.bytes();
+        if !nodes.is_empty() {
+            self.out.record(NODES, |body| body.block(nodes));
+        }
+        self.packer.begin();
     }
 
     fn node(&mut self, path: PathRef<'_>, node: &Node<S::Child>) {
@@ -448,15 +462,15 @@ impl<S: Storage> Export<'_, S> {
         } = &self.permissions;
         let value = node.value.as_bytes();
         if self.is_own {
-            let own = Own::Node {
-                path: Near::of(path.as_str(), &self.before),
-                generation: node.generation.0,
-                permissions: Permissions::written(entries),
-                departed: Bytes(departed),
-                value: Bytes(value),
-            };
-            self.out.record(own.kind(), |body| own.write(body));
-            return note(&mut self.before, path);
+            let near = Near::of(path.as_str(), &self.before);
+            let generation = node.generation.0;
+            let packer = &mut self.packer;
+            let is_enough = packer.add(near, generation, entries, departed, value);
+            note(&mut self.before, path);
+            if is_enough {
+                self.packed();
+            }
+            return;
         }
         self.out.record(kind::NODE, |body| {
             body.u32(0);

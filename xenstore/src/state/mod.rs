@@ -31,6 +31,7 @@ mod codec;
 mod export;
 mod import;
 mod own;
+mod packed;
 mod record;
 mod records;
 mod snapshot;
@@ -41,6 +42,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 pub use codec::{Sink, Size};
+pub(crate) use packed::nodes_most;
 pub use records::{Record, Records};
 
 use crate::crash::Crash;

@@ -13,7 +13,7 @@ use crate::path::ABSOLUTE_MAX;
 use crate::time::Instant;
 
 /// Where our types begin: "FS" in the upper half.
-const FIRST: u32 = 0x4653_0000;
+pub(super) const FIRST: u32 = 0x4653_0000;
 
 macro_rules! records {
     ($($number:literal $variant:ident { $($field:ident: $type:ty,)* },)*) => {
@@ -48,7 +48,7 @@ macro_rules! records {
             }
 
             /// The name of one of our types.
-            pub(super) fn name(kind: u32) -> Option<&'static str> {
+            pub(super) const fn name(kind: u32) -> Option<&'static str> {
                 match kind.checked_sub(FIRST) {
                     $(Some($number) => Some(stringify!($variant)),)*
                     _ => None,
@@ -172,7 +172,7 @@ records! {
     28 Crash { connection: Option<u64>, domid: DomId, header: Bytes<'a>, is_answered: bool, is_kept: bool, },
     40 Inside { conn: u32, transaction: u32, },
     42 Noted { path: &'a str, is_removed: bool, },
-    43 Lists { policies: Bytes<'a>, layers: Bytes<'a>, },
+    44 Lists { policies: Bytes<'a>, layers: Bytes<'a>, },
     41 Journal { dropped_bytes: u64, dropped_lines: u64, commits: u64, text: Bytes<'a>, },
 }
 
@@ -234,6 +234,15 @@ impl<'a> Near<'a> {
         let shared = ends.next().map_or(0, |(at, _)| at);
         let rest = path.get(shared..).unwrap_or(path);
         Self { shared, rest }
+    }
+
+    pub(super) fn new(shared: usize, rest: &'a str) -> Self {
+        Self { shared, rest }
+    }
+
+    /// What it has in common with the one before, in bytes, and the rest.
+    pub(super) fn parts(self) -> (usize, &'a str) {
+        (self.shared, self.rest)
     }
 
     /// Makes the path of the one before it.

@@ -5,6 +5,7 @@ use core::fmt;
 
 use super::codec::{Fields, mix, padded};
 use super::own::Own;
+use super::packed::{NODES, Packed};
 use super::record::{
     Carrier, Content, HEADER_SIZE, IDENTIFIER, PREAMBLE_SIZE, kind, watch_extended,
 };
@@ -22,12 +23,21 @@ pub struct Records<'a> {
     pub(super) count: u64,
     /// Of all bytes before the next one.
     pub(super) digest: u64,
+    /// The nodes of the last record that were not given yet, and where that record is.
+    packed: Option<(Place, Packed<'a>)>,
     /// Of the node of the last record whose path is written as it differs from the one before.
     pub(super) path: String,
     is_over: bool,
 }
 
-/// One record. It is written as a person reads it.
+/// Where a record is.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    offset: usize,
+    len: usize,
+}
+
+/// One record, or one of the nodes that a record has in a row. It is written as a person reads it.
 #[derive(Clone, Debug)]
 pub struct Record<'a> {
     /// Where it begins, in bytes from the start of the stream.
@@ -73,6 +83,7 @@ impl<'a> Records<'a> {
                 at: PREAMBLE_SIZE,
                 count: 0,
                 digest: mix(0, preamble.unwrap_or_default()),
+                packed: None,
                 path: String::new(),
                 is_over: false,
             })
@@ -108,18 +119,30 @@ impl<'a> Records<'a> {
     }
 
     fn read_at(&mut self, offset: usize, record: &mut Option<u32>) -> Result<Record<'a>, Damage> {
+        if let Some(node) = self.packed_node(record)? {
+            return Ok(node);
+        }
         let rest = self.stream.get(offset..).unwrap_or_default();
         let mut header = Fields::new(rest);
         let kind = header.u32().map_err(|_| Damage::Truncated)?;
         let declared = header.len32().map_err(|_| Damage::Truncated)?;
         *record = Some(kind);
         let rest = header.rest();
-        let (content, len) = if kind == kind::WATCH_EXTENDED {
-            let (watch, len) = watch_extended(rest, declared)?;
-            (Content::Watch(watch), len)
-        } else {
-            let body = rest.get(..declared).ok_or(Damage::Truncated)?;
-            (Content::read(kind, body)?, declared)
+        let (content, len) = match kind {
+            kind::WATCH_EXTENDED => {
+                let (watch, len) = watch_extended(rest, declared)?;
+                (Content::Watch(watch), len)
+            }
+            NODES => {
+                let body = rest.get(..declared).ok_or(Damage::Truncated)?;
+                let len = body.len();
+                self.packed = Some((Place { offset, len }, Packed::new(body)?));
+                (Content::Unknown, len)
+            }
+            _ => {
+                let body = rest.get(..declared).ok_or(Damage::Truncated)?;
+                (Content::read(kind, body)?, declared)
+            }
         };
         let len = padded(len).ok_or(Damage::Truncated)?;
         let size = len.checked_add(HEADER_SIZE).ok_or(Damage::Truncated)?;
@@ -143,6 +166,9 @@ impl<'a> Records<'a> {
         self.digest = mix(mix(self.digest, header), body);
         self.count = self.count.saturating_add(1);
         self.at = end;
+        if kind == NODES {
+            return self.packed_node(record)?.ok_or(Damage::Short);
+        }
         Ok(Record {
             offset,
             kind,
@@ -150,6 +176,27 @@ impl<'a> Records<'a> {
             content,
             path: None,
         })
+    }
+
+    /// The next of the nodes of the last record, if there is one left.
+    fn packed_node(&mut self, record: &mut Option<u32>) -> Result<Option<Record<'a>>, Damage> {
+        let rest = self.packed.as_mut().filter(|(_, nodes)| !nodes.is_over());
+        let Some((Place { offset, len }, nodes)) = rest else {
+            self.packed = None;
+            return Ok(None);
+        };
+        *record = Some(NODES);
+        let own = nodes.node()?;
+        if let Some(near) = own.near() {
+            near.follow(&mut self.path)?;
+        }
+        Ok(Some(Record {
+            offset: *offset,
+            kind: NODES,
+            len: *len,
+            content: Content::Own(own),
+            path: None,
+        }))
     }
 }
 
@@ -326,6 +373,7 @@ impl fmt::Display for Name {
             kind::QUOTAS => "GLOBAL_QUOTA_DATA",
             kind::DOMAIN => "DOMAIN_DATA",
             kind::WATCH_EXTENDED => "WATCH_DATA_EXTENDED",
+            NODES => "own Nodes",
             kind => match Own::name(kind) {
                 Some(name) => return write!(f, "own {name}"),
                 None => return write!(f, "unknown type {kind:#x}"),

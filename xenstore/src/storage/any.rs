@@ -1,6 +1,7 @@
 //! Nodes kept in the way that the word `store=` says: one type for all ways, so that the store's own code is made once.
 //!
-//! The tree is what hosts run: to it this costs a comparison. What else there is lies behind a pointer, and its code aside.
+//! The tree is what hosts run: to it this costs a comparison. What else there is lies behind a pointer, and its code aside. What few requests
+//! need is not made in line either: in the image it would be there many times.
 
 use alloc::boxed::Box;
 use alloc::rc::Rc;
@@ -91,7 +92,7 @@ impl Storage for AnyStorage {
         }
     }
 
-    #[inline]
+    #[inline(never)]
     fn add(&mut self, path: PathRef<'_>, seed: Seed) -> Option<Incarnation> {
         match &mut self.0 {
             Plain(nodes) => nodes.add(path, seed),
@@ -99,7 +100,7 @@ impl Storage for AnyStorage {
         }
     }
 
-    #[inline]
+    #[inline(never)]
     fn restore(&mut self, path: PathRef<'_>, seed: Seed) -> Option<Incarnation> {
         match &mut self.0 {
             Plain(nodes) => nodes.restore(path, seed),
@@ -107,7 +108,6 @@ impl Storage for AnyStorage {
         }
     }
 
-    #[inline]
     fn grow(&mut self, growth: &mut Growth, path: PathRef<'_>, seed: Seed) -> Option<Incarnation> {
         match &mut self.0 {
             Plain(nodes) => nodes.grow(growth, path, seed),
@@ -115,7 +115,7 @@ impl Storage for AnyStorage {
         }
     }
 
-    #[inline]
+    #[inline(never)]
     fn settle(&mut self, growth: &mut Growth) {
         match &mut self.0 {
             Plain(nodes) => nodes.settle(growth),
@@ -135,7 +135,7 @@ impl Storage for AnyStorage {
         }
     }
 
-    #[inline]
+    #[inline(never)]
     fn add_special(&mut self, name: PathRef<'_>, seed: Seed) {
         match &mut self.0 {
             Plain(nodes) => nodes.add_special(name, seed),
@@ -155,7 +155,7 @@ impl Storage for AnyStorage {
         }
     }
 
-    #[inline]
+    #[inline(never)]
     fn branch(&self, path: PathRef<'_>) -> Option<AnyBranch> {
         match &self.0 {
             Plain(nodes) => nodes.branch(path).map(AnyBranch::from),
@@ -163,7 +163,7 @@ impl Storage for AnyStorage {
         }
     }
 
-    #[inline]
+    #[inline(never)]
     fn shares(&self, other: &Self, path: PathRef<'_>) -> bool {
         match (&self.0, &other.0) {
             (Plain(own), Plain(its)) => own.shares(its, path),
@@ -174,18 +174,12 @@ impl Storage for AnyStorage {
 
     #[inline]
     fn walk(&self, top: PathRef<'_>, mut each: impl FnMut(PathRef<'_>, &Node<Limb>)) {
-        match &self.0 {
-            Plain(nodes) => nodes.walk(top, each),
-            Aside(other) => other.walk(top, &mut each),
-        }
+        self.walk_all(top, &mut each);
     }
 
     #[inline]
     fn visit_children(&self, path: PathRef<'_>, mut each: impl FnMut(&str, &Acl)) {
-        match &self.0 {
-            Plain(nodes) => nodes.visit_children(path, each),
-            Aside(other) => other.visit_children(path, &mut each),
-        }
+        self.visit_all_children(path, &mut each);
     }
 
     #[inline]
@@ -215,14 +209,14 @@ impl Storage for AnyStorage {
         }
     }
 
-    #[inline]
+    #[inline(never)]
     fn visit_notes(&self, each: &mut dyn FnMut(PathRef<'_>, bool)) {
         if let Aside(other) = &self.0 {
             other.visit_notes(each);
         }
     }
 
-    #[inline]
+    #[inline(never)]
     fn restore_note(&mut self, path: PathRef<'_>, is_removed: bool) {
         if let Aside(other) = &mut self.0 {
             other.restore_note(path, is_removed);
@@ -234,6 +228,23 @@ impl Storage for AnyStorage {
         match &self.0 {
             Plain(_) => 0,
             Aside(other) => other.noted_bytes(),
+        }
+    }
+}
+
+/// What takes functions of its caller's is here once for all of them.
+impl AnyStorage {
+    fn walk_all(&self, top: PathRef<'_>, each: &mut dyn FnMut(PathRef<'_>, &Node<Limb>)) {
+        match &self.0 {
+            Plain(nodes) => nodes.walk(top, each),
+            Aside(other) => other.walk(top, each),
+        }
+    }
+
+    fn visit_all_children(&self, path: PathRef<'_>, each: &mut dyn FnMut(&str, &Acl)) {
+        match &self.0 {
+            Plain(nodes) => nodes.visit_children(path, each),
+            Aside(other) => other.visit_children(path, each),
         }
     }
 }
@@ -416,7 +427,7 @@ fn cut<B: Into<AnyBranch>>((branch, owner): (B, Incarnation)) -> (AnyBranch, Inc
 }
 
 impl Branch for AnyBranch {
-    #[inline]
+    #[inline(never)]
     fn acl(&self, names: Components<'_>) -> Option<&Rc<Acl>> {
         match self {
             Self::Limb(limb) => limb.acl(names),
@@ -426,20 +437,17 @@ impl Branch for AnyBranch {
 
     #[inline]
     fn visit(&self, top: PathRef<'_>, mut each: impl FnMut(PathRef<'_>, Leaf<'_>)) {
-        match self {
-            Self::Limb(limb) => limb.visit(top, each),
-            Self::Flat(branch) => visit_aside(branch, top, &mut each),
-        }
+        self.visit_all(top, &mut each);
     }
 }
 
-#[cold]
-fn visit_aside(
-    branch: &FlatBranch<Limb>,
-    top: PathRef<'_>,
-    each: &mut dyn FnMut(PathRef<'_>, Leaf<'_>),
-) {
-    branch.visit(top, each);
+impl AnyBranch {
+    fn visit_all(&self, top: PathRef<'_>, each: &mut dyn FnMut(PathRef<'_>, Leaf<'_>)) {
+        match self {
+            Self::Limb(limb) => limb.visit(top, each),
+            Self::Flat(branch) => branch.visit(top, each),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -2,10 +2,12 @@
 
 use alloc::boxed::Box;
 use alloc::rc::Rc;
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::cmp::Ordering;
+use core::{iter, mem};
 
-use super::index::{Digested, Index};
+use super::index::{Digested, Index, make_room};
 use super::map::{Map, Weigh};
 
 /// Up to this many children are found by looking through the list; more have an index.
@@ -44,24 +46,27 @@ struct Few<T> {
 
 #[derive(Clone)]
 struct Many<T> {
-    by_name: Index<Key, Aged<T>>,
-    by_age: Map<Age, Rc<str>>,
-    next: u64,
+    by_name: Index<Key, T>,
+    by_age: Names,
 }
 
-/// When a child was created, among its siblings.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Age(u64);
-
-#[derive(Clone)]
-struct Aged<T> {
-    age: Age,
-    item: T,
+/// Names in order of creation as they are listed, each with its NUL, in pieces: a name costs little more than its bytes.
+#[derive(Clone, Default)]
+struct Names {
+    /// By their numbers.
+    pieces: Map<u64, Rc<str>>,
+    /// The youngest names, a piece that has room.
+    last: String,
+    /// Of the last piece.
+    number: u64,
 }
+
+/// Bytes of names in a piece, but for a longer name.
+const PIECE_MAX: usize = 80;
 
 impl Weigh for Rc<str> {
     fn weight(&self) -> usize {
-        listed_size(self)
+        self.len()
     }
 }
 
@@ -72,27 +77,128 @@ pub(crate) fn listed_size(name: &str) -> usize {
 
 /// A text in an order in which it is found fast: by a number made of it, and only then by itself. Whoever finds texts of the same number
 /// gains nothing but their comparison.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone)]
 pub(crate) struct Key {
     digest: u64,
-    text: Rc<str>,
+    text: Text,
+}
+
+/// Bytes of a text that takes no memory of its own.
+const SHORT_MAX: usize = 16;
+
+#[derive(Clone)]
+enum Text {
+    Short {
+        len: u8,
+        bytes: [u8; SHORT_MAX],
+        piece: Piece,
+    },
+    Long {
+        text: Rc<str>,
+        piece: Piece,
+    },
+}
+
+/// The number of the piece that lists a name, where names are listed in pieces.
+#[derive(Clone, Copy, Default)]
+struct Piece([u8; 6]);
+
+impl Piece {
+    /// No list lives to have more than 2^48 of them.
+    fn of(number: u64) -> Self {
+        let [a, b, c, d, e, f, _, _] = number.to_le_bytes();
+        Self([a, b, c, d, e, f])
+    }
+
+    fn number(self) -> u64 {
+        let [a, b, c, d, e, f] = self.0;
+        u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
+    }
+}
+
+impl Text {
+    fn new(text: &str, piece: Piece) -> Self {
+        let mut bytes = [0; SHORT_MAX];
+        match (bytes.get_mut(..text.len()), u8::try_from(text.len())) {
+            (Some(place), Ok(len)) => {
+                place.copy_from_slice(text.as_bytes());
+                Self::Short { len, bytes, piece }
+            }
+            _ => Self::Long {
+                text: text.into(),
+                piece,
+            },
+        }
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Short { len, bytes, .. } => bytes.split_at(usize::from(*len).min(SHORT_MAX)).0,
+            Self::Long { text, .. } => text.as_bytes(),
+        }
+    }
+
+    fn is_injective(&self) -> bool {
+        matches!(self, Self::Short { len, .. } if usize::from(*len) <= INJECTIVE_MAX)
+    }
+
+    fn piece(&self) -> Piece {
+        match self {
+            Self::Short { piece, .. } | Self::Long { piece, .. } => *piece,
+        }
+    }
 }
 
 impl Key {
-    pub(crate) fn new(text: Rc<str>) -> Self {
-        let digest = digest(&text);
+    pub(crate) fn new(text: &str) -> Self {
+        Self::in_piece(text, Piece::default())
+    }
+
+    fn in_piece(text: &str, piece: Piece) -> Self {
+        let digest = digest(text);
+        let text = Text::new(text, piece);
         Self { digest, text }
+    }
+
+    fn as_str(&self) -> &str {
+        match &self.text {
+            Text::Long { text, .. } => text,
+            // It was made of a text.
+            Text::Short { .. } => str::from_utf8(self.text.as_bytes()).unwrap_or_default(),
+        }
     }
 
     /// The digest of a key with this text, and how others stand to it.
     pub(crate) fn wanted(text: &str) -> (u64, impl Fn(&Self) -> Ordering) {
         let digest = digest(text);
+        let is_short = text.len() <= INJECTIVE_MAX;
         let order = move |key: &Self| match key.digest.cmp(&digest) {
-            Ordering::Equal if key.text.len().max(text.len()) <= INJECTIVE_MAX => Ordering::Equal,
-            Ordering::Equal => (*key.text).cmp(text),
+            Ordering::Equal if is_short && key.text.is_injective() => Ordering::Equal,
+            Ordering::Equal => key.text.as_bytes().cmp(text.as_bytes()),
             unequal => unequal,
         };
         (digest, order)
+    }
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Key {}
+
+impl PartialOrd for Key {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Key {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let digests = self.digest.cmp(&other.digest);
+        digests.then_with(|| self.text.as_bytes().cmp(other.text.as_bytes()))
     }
 }
 
@@ -137,32 +243,30 @@ impl<T: Clone> Children<T> {
         match self.0.as_deref() {
             None => 0,
             Some(List::Few(few)) => few.size,
-            Some(List::Many(many)) => many.by_age.weight(),
+            Some(List::Many(many)) => many.by_age.size(),
         }
     }
 
     /// Gives each name in order of creation, from the one that holds byte `offset` of the list on, as long as `each` wants more; and to the
     /// first how far into it the offset lies.
     pub(crate) fn names_from(&self, offset: usize, mut each: impl FnMut(&str, usize) -> bool) {
-        let mut within;
         match self.0.as_deref() {
             None => {}
             Some(List::Few(few)) => {
                 let mut rest = offset;
                 for (key, _) in &few.children {
-                    let size = listed_size(&key.text);
+                    let name = key.as_str();
+                    let size = listed_size(name);
                     if rest >= size {
                         rest = rest.saturating_sub(size);
-                    } else if !each(&key.text, core::mem::take(&mut rest)) {
+                    } else if !each(name, mem::take(&mut rest)) {
                         return;
                     }
                 }
             }
             Some(List::Many(many)) => {
-                let names;
-                (names, within) = many.by_age.iter_from(offset);
-                for (_, name) in names {
-                    if !each(name, core::mem::take(&mut within)) {
+                for (name, within) in many.by_age.from(offset) {
+                    if !each(name, within) {
                         return;
                     }
                 }
@@ -170,47 +274,62 @@ impl<T: Clone> Children<T> {
         }
     }
 
+    /// Gives the list of names from byte `offset` on, piece by piece and each without its last NUL, as long as `each` wants more.
+    pub(crate) fn pieces_from(&self, offset: usize, each: impl FnMut(&[u8]) -> bool) {
+        match self.0.as_deref() {
+            None => {}
+            Some(List::Few(few)) => {
+                let names = few.children.iter().map(|(key, _)| key.text.as_bytes());
+                give_from(offset, names, each);
+            }
+            Some(List::Many(many)) => {
+                let (pieces, within) = many.by_age.pieces_from(offset);
+                let pieces = pieces.filter_map(|piece| piece.as_bytes().strip_suffix(b"\0"));
+                give_from(within, pieces, each);
+            }
+        }
+    }
+
     /// The children, in no order that means anything.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&Rc<str>, &T)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &T)> {
         let (few, many) = match self.0.as_deref() {
             None => (None, None),
             Some(List::Few(few)) => (Some(&few.children), None),
             Some(List::Many(many)) => (None, Some(&many.by_name)),
         };
         let few = few.into_iter().flatten();
-        let few = few.map(|(key, item)| (&key.text, item));
+        let few = few.map(|(key, item)| (key.as_str(), item));
         let many = many.into_iter().flat_map(Index::iter);
-        few.chain(many.map(|(key, aged)| (&key.text, &aged.item)))
+        few.chain(many.map(|(key, item)| (key.as_str(), item)))
     }
 
     /// Some of the children in order of creation; gives where to go on, if there are more.
     pub(super) fn some_from<'a>(
         &'a self,
         from: Cursor,
-        mut each: impl FnMut(&'a Rc<str>, &'a T),
+        mut each: impl FnMut(&'a str, &'a T),
     ) -> Option<Cursor> {
         let Some(List::Many(many)) = self.0.as_deref() else {
             self.iter().for_each(|(name, item)| each(name, item));
             return None;
         };
-        let (names, _) = many.by_age.iter_from(from.0);
         let mut at = from.0;
-        for (_, name) in names.take(SOME) {
+        for (name, _) in many.by_age.from(from.0).take(SOME) {
             at = at.saturating_add(listed_size(name));
             if let Some(item) = self.get(name) {
                 each(name, item);
             }
         }
-        (at < many.by_age.weight()).then_some(Cursor(at))
+        (at < many.by_age.size()).then_some(Cursor(at))
     }
 
     /// The children in order of creation.
-    pub(crate) fn in_order(&self) -> Vec<(&Rc<str>, &T)> {
+    pub(crate) fn in_order(&self) -> Vec<(&str, &T)> {
         match self.0.as_deref() {
             Some(List::Many(many)) => {
-                let (names, _) = many.by_age.iter_from(0);
+                let names = many.by_age.from(0);
                 names
-                    .filter_map(|(_, name)| Some((name, self.get(name)?)))
+                    .filter_map(|(name, _)| Some((name, self.get(name)?)))
                     .collect()
             }
             _ => self.iter().collect(),
@@ -224,7 +343,7 @@ impl<T: Clone> Children<T> {
                 let found = few.children.iter().find(|(key, _)| order(key).is_eq());
                 found.map(|(_, item)| item)
             }
-            List::Many(many) => many.by_name.get(digest, order).map(|aged| &aged.item),
+            List::Many(many) => many.by_name.get(digest, order),
         }
     }
 
@@ -235,33 +354,29 @@ impl<T: Clone> Children<T> {
                 let found = few.children.iter_mut().find(|(key, _)| order(key).is_eq());
                 found.map(|(_, item)| item)
             }
-            List::Many(many) => many
-                .by_name
-                .get_mut(digest, order)
-                .map(|aged| &mut aged.item),
+            List::Many(many) => many.by_name.get_mut(digest, order),
         }
     }
 
     /// Adds a child, which there is not yet, as the youngest.
     pub(crate) fn add(&mut self, name: &str, item: T) {
-        let key = Key::new(name.into());
         let Some(list) = &mut self.0 else {
             let size = listed_size(name);
-            let children = Vec::from([(key, item)]);
+            let children = Vec::from([(Key::new(name), item)]);
             self.0 = Some(Rc::new(List::Few(Few { children, size })));
             return;
         };
         match Rc::make_mut(list) {
-            List::Many(many) => many.add(key, item),
-            List::Few(few) if few.children.len() < FEW_MAX => few.add(key, item),
+            List::Many(many) => many.add(name, item),
+            List::Few(few) if few.children.len() < FEW_MAX => few.add(name, item),
             list @ List::Few(_) => {
                 let mut many = Many::default();
                 if let List::Few(few) = list {
                     for (key, item) in &few.children {
-                        many.add(key.clone(), item.clone());
+                        many.add(key.as_str(), item.clone());
                     }
                 }
-                many.add(key, item);
+                many.add(name, item);
                 *list = List::Many(Box::new(many));
             }
         }
@@ -279,9 +394,9 @@ impl<T: Clone> Children<T> {
                 (few.children.remove(at).1, few.children.len())
             }
             List::Many(many) => {
-                let aged = many.by_name.remove(digest, order)?;
-                many.by_age.remove(|age| age.cmp(&aged.age));
-                (aged.item, many.by_name.len())
+                let (key, item) = many.by_name.remove(digest, order)?;
+                many.by_age.remove(key.text.piece(), name);
+                (item, many.by_name.len())
             }
         };
         if left == 0 {
@@ -294,7 +409,7 @@ impl<T: Clone> Children<T> {
     pub(super) fn dismantle(&mut self, mut each: impl FnMut(T)) {
         match self.0.take().map(Rc::try_unwrap) {
             Some(Ok(List::Few(few))) => few.children.into_iter().for_each(|(_, item)| each(item)),
-            Some(Ok(List::Many(mut many))) => many.by_name.dismantle(|aged| each(aged.item)),
+            Some(Ok(List::Many(mut many))) => many.by_name.dismantle(each),
             Some(Err(_shared)) => {}
             None => {}
         }
@@ -302,9 +417,10 @@ impl<T: Clone> Children<T> {
 }
 
 impl<T> Few<T> {
-    fn add(&mut self, key: Key, item: T) {
-        self.size = self.size.saturating_add(listed_size(&key.text));
-        self.children.push((key, item));
+    fn add(&mut self, name: &str, item: T) {
+        self.size = self.size.saturating_add(listed_size(name));
+        make_room(&mut self.children);
+        self.children.push((Key::new(name), item));
     }
 }
 
@@ -312,19 +428,109 @@ impl<T> Default for Many<T> {
     fn default() -> Self {
         Self {
             by_name: Index::default(),
-            by_age: Map::default(),
-            next: 0,
+            by_age: Names::default(),
         }
     }
 }
 
 impl<T: Clone> Many<T> {
-    fn add(&mut self, key: Key, item: T) {
-        let age = Age(self.next);
-        self.next = self.next.wrapping_add(1);
-        self.by_age.insert(age, Rc::clone(&key.text));
-        self.by_name.insert(key, Aged { age, item });
+    fn add(&mut self, name: &str, item: T) {
+        let piece = self.by_age.add(name);
+        self.by_name.insert(Key::in_piece(name, piece), item);
     }
+}
+
+impl Names {
+    /// Bytes of all.
+    fn size(&self) -> usize {
+        self.pieces.weight().saturating_add(self.last.len())
+    }
+
+    /// Adds a name behind all; gives where it is.
+    fn add(&mut self, name: &str) -> Piece {
+        let size = listed_size(name);
+        let is_full = self.last.len().saturating_add(size) > PIECE_MAX;
+        if is_full && !self.last.is_empty() {
+            self.pieces.insert(self.number, self.last.as_str().into());
+            self.last.clear();
+            self.number = self.number.wrapping_add(1);
+        }
+        self.last.push_str(name);
+        self.last.push('\0');
+        Piece::of(self.number)
+    }
+
+    fn remove(&mut self, piece: Piece, name: &str) {
+        let number = piece.number();
+        if number == self.number {
+            if let Some(at) = position(&self.last, name) {
+                self.last.drain(at..at.saturating_add(listed_size(name)));
+            }
+            return;
+        }
+        let Some(old) = self.pieces.remove(|other| other.cmp(&number)) else {
+            return;
+        };
+        let Some((before, rest)) = position(&old, name).and_then(|at| old.split_at_checked(at))
+        else {
+            return;
+        };
+        let behind = rest.get(listed_size(name)..).unwrap_or_default();
+        if before.len().saturating_add(behind.len()) > 0 {
+            let left = [before, behind].concat();
+            self.pieces.insert(number, left.into());
+        }
+    }
+
+    /// The pieces from the one that holds byte `offset` on, and how far into that one the offset lies.
+    fn pieces_from(&self, offset: usize) -> (impl Iterator<Item = &str>, usize) {
+        let (pieces, within) = self.pieces.iter_from(offset);
+        let pieces = pieces.map(|(_, piece)| &**piece);
+        (pieces.chain(iter::once(self.last.as_str())), within)
+    }
+
+    /// The names from the one that holds byte `offset` on, each with how far into it the offset lies.
+    fn from(&self, offset: usize) -> impl Iterator<Item = (&str, usize)> {
+        let (pieces, mut rest) = self.pieces_from(offset);
+        let names = pieces.flat_map(|piece| piece.split_terminator('\0'));
+        names.filter_map(move |name| {
+            let size = listed_size(name);
+            let is_before = rest >= size;
+            if is_before {
+                rest = rest.saturating_sub(size);
+            }
+            (!is_before).then(|| (name, mem::take(&mut rest)))
+        })
+    }
+}
+
+/// Gives texts from byte `offset` on, where each has a NUL behind it, as long as `each` wants more.
+fn give_from<'a>(
+    offset: usize,
+    texts: impl Iterator<Item = &'a [u8]>,
+    mut each: impl FnMut(&[u8]) -> bool,
+) {
+    let mut rest = offset;
+    for text in texts {
+        let size = text.len().saturating_add(1);
+        if rest >= size {
+            rest = rest.saturating_sub(size);
+        } else if !each(text.get(mem::take(&mut rest)..).unwrap_or_default()) {
+            return;
+        }
+    }
+}
+
+/// Where in a piece a name begins.
+fn position(piece: &str, name: &str) -> Option<usize> {
+    let mut at = 0_usize;
+    for listed in piece.split_terminator('\0') {
+        if listed == name {
+            return Some(at);
+        }
+        at = at.saturating_add(listed_size(listed));
+    }
+    None
 }
 
 #[cfg(test)]
@@ -352,7 +558,7 @@ mod tests {
 
     #[test]
     fn a_digest_is_never_taken_for_a_long_text() {
-        let key = |text: &str| Key::new(text.into());
+        let key = Key::new;
         for (one, other) in [("abcdefgh", "abcdefgi"), ("a", "aaaaaaaaaa"), ("", "a")] {
             let (digest, order) = Key::wanted(other);
             assert_eq!(digest, key(other).digest());

@@ -419,14 +419,17 @@ proptest! {
         }
         prop_assert_eq!(Run::shown(&tree.now), Run::shown(&journaled.now));
         prop_assert_eq!(Run::shown(&tree.now), Run::shown(&flat.now));
+        let now = Run::shown(&tree.now);
+        let before: Vec<_> = tree.before.iter().map(Run::shown).collect();
         for run in &any {
-            prop_assert_eq!(Run::shown(&tree.now), Run::shown(&run.now));
-            for (tree, other) in tree.before.iter().zip(&run.before) {
-                prop_assert_eq!(Run::shown(tree), Run::shown(other));
-            }
+            prop_assert_eq!(&now, &Run::shown(&run.now));
         }
-        for (tree, flat) in tree.before.iter().zip(&flat.before) {
-            prop_assert_eq!(Run::shown(tree), Run::shown(flat));
+        let [_, _, _, any] = &any;
+        for (tree, other) in before.iter().zip(&any.before) {
+            prop_assert_eq!(tree, &Run::shown(other));
+        }
+        for (tree, flat) in before.iter().zip(&flat.before) {
+            prop_assert_eq!(tree, &Run::shown(flat));
         }
     }
 }

@@ -37,7 +37,7 @@ impl<T: Clone + From<Node<T>>> Storage for FlatMap<T> {
     fn new(owner: Incarnation) -> Self {
         let root = Node::new(Seed::root(owner));
         let mut nodes = Index::default();
-        nodes.insert(Key::new("/".into()), root.clone());
+        nodes.insert(Key::new("/"), root.clone());
         Self {
             nodes,
             child: T::from(root.clone()),
@@ -83,14 +83,9 @@ impl<T: Clone + From<Node<T>>> Storage for FlatMap<T> {
 
     #[inline(never)]
     fn add(&mut self, path: PathRef<'_>, seed: Seed) -> Option<Incarnation> {
-        let (_, name) = path.split()?;
-        let child = self.child.clone();
-        let parent = self.get_mut(path.parent()?)?;
-        let owner = parent.acl.owner();
-        parent.generation = seed.generation;
-        parent.children.add(name, child);
-        self.nodes
-            .insert(Key::new(path.as_str().into()), Node::new(seed));
+        let generation = seed.generation;
+        let owner = self.restore(path, seed)?;
+        self.get_mut(path.parent()?)?.generation = generation;
         Some(owner)
     }
 
@@ -109,15 +104,13 @@ impl<T: Clone + From<Node<T>>> Storage for FlatMap<T> {
         }
         let owner = parent.acl.owner();
         parent.children.add(name, child);
-        self.nodes
-            .insert(Key::new(path.as_str().into()), Node::new(seed));
+        self.nodes.insert(Key::new(path.as_str()), Node::new(seed));
         Some(owner)
     }
 
     fn add_special(&mut self, name: PathRef<'_>, seed: Seed) {
         self.touch();
-        self.nodes
-            .insert(Key::new(name.as_str().into()), Node::new(seed));
+        self.nodes.insert(Key::new(name.as_str()), Node::new(seed));
     }
 
     fn remove(

@@ -12,8 +12,8 @@ use core::{array, mem, slice};
 const LEAF_MAX: usize = 16;
 /// A fork with no more entries than this becomes a leaf.
 const FORK_MIN: usize = LEAF_MAX / 2;
-/// Bits of the number that a fork looks at.
-const BITS: u32 = 4;
+/// Bits of the number that a fork looks at: few, so that leaves are well filled, however many entries there are.
+const BITS: u32 = 2;
 const ARMS: usize = 1 << BITS;
 /// Forks above a leaf, at most.
 const FORKS_MAX: u32 = u64::BITS / BITS;
@@ -153,6 +153,7 @@ impl<K: Digested + Clone, V: Clone> Index<K, V> {
                 }
                 Block::Leaf(entries) => {
                     let at = entries.partition_point(|(other, _)| *other < key);
+                    make_room(entries);
                     entries.insert(at, (key, value));
                     return;
                 }
@@ -161,7 +162,8 @@ impl<K: Digested + Clone, V: Clone> Index<K, V> {
         }
     }
 
-    pub(crate) fn remove(&mut self, digest: u64, order: impl Fn(&K) -> Ordering) -> Option<V> {
+    /// Takes an entry out.
+    pub(crate) fn remove(&mut self, digest: u64, order: impl Fn(&K) -> Ordering) -> Option<(K, V)> {
         self.get(digest, &order)?;
         self.len = self.len.saturating_sub(1);
         let mut place = &mut self.root;
@@ -172,7 +174,7 @@ impl<K: Digested + Clone, V: Clone> Index<K, V> {
                     Block::Leaf(entries) => entries,
                     Block::Fork(_) => return None,
                 };
-                return entries.into_iter().next().map(|(_, value)| value);
+                return entries.into_iter().next();
             }
             let block = Rc::make_mut(place.as_mut()?);
             if let Block::Fork(fork) = block {
@@ -185,7 +187,7 @@ impl<K: Digested + Clone, V: Clone> Index<K, V> {
                 Block::Fork(fork) => place = fork.arms.get_mut(arm_of(bits))?,
                 Block::Leaf(entries) => {
                     let at = position(entries, &order).ok()?;
-                    return Some(entries.remove(at).1);
+                    return Some(entries.remove(at));
                 }
             }
             bits <<= BITS;
@@ -201,6 +203,7 @@ impl<K: Digested + Clone, V: Clone> Fork<K, V> {
         for (key, value) in entries {
             let bits = key.digest() << (forks.saturating_mul(BITS));
             if let Some(arm) = dealt.get_mut(arm_of(bits)) {
+                make_room(arm);
                 arm.push((key, value));
             }
         }
@@ -224,6 +227,14 @@ impl<K: Digested + Clone, V: Clone> Fork<K, V> {
             }
         }
         gathered
+    }
+}
+
+/// Makes room for an entry, and for little more: there are many short lists.
+pub(super) fn make_room<T>(entries: &mut Vec<T>) {
+    const STEP: usize = 2;
+    if entries.len() == entries.capacity() {
+        entries.reserve_exact(STEP);
     }
 }
 
@@ -355,7 +366,7 @@ mod tests {
                     }
                     Step::Remove(number) => {
                         let key = Clashing::new(number);
-                        assert_eq!(index.remove(key.digest, |other| other.cmp(&key)), model.remove(&key));
+                        assert_eq!(index.remove(key.digest, |other| other.cmp(&key)), model.remove_entry(&key));
                     }
                     Step::Snapshot => snapshots.push((index.clone(), model.clone())),
                 }

@@ -140,7 +140,9 @@ fn cut<T>(items: &mut Vec<T>, grown_at: usize) -> Option<Vec<T>> {
     } else {
         items.len() / 2
     };
-    Some(items.split_off(at))
+    let cut = items.split_off(at);
+    items.shrink_to(BLOCK_MAX);
+    Some(cut)
 }
 
 impl<K: Ord + Clone, V: Clone + Weigh> Limb<K, V> {

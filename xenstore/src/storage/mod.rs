@@ -246,24 +246,79 @@ impl Seed {
     }
 }
 
-/// The bytes of a node, shared by its copies. An empty value owns no memory.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub(crate) struct Value(Option<Rc<[u8]>>);
+/// Bytes of a value that takes no memory of its own: as many as make it no larger than a pointer, a length and a word.
+const SHORT_MAX: usize = 22;
+
+/// The bytes of a node, shared by its copies if they are many.
+#[derive(Clone)]
+pub(crate) enum Value {
+    /// Up to [`SHORT_MAX`] bytes, of which the first `len` count.
+    Short { len: u8, bytes: [u8; SHORT_MAX] },
+    /// More than those.
+    Long(Rc<[u8]>),
+}
+
+impl PartialEq for Value {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_bytes() == other.as_bytes()
+    }
+}
+
+impl Eq for Value {}
+
+impl Default for Value {
+    fn default() -> Self {
+        Self::Short {
+            len: 0,
+            bytes: [0; SHORT_MAX],
+        }
+    }
+}
 
 impl Value {
-    pub(crate) fn new(bytes: &[u8]) -> Self {
-        Self((!bytes.is_empty()).then(|| bytes.into()))
+    pub(crate) fn new(value: &[u8]) -> Self {
+        let mut bytes = [0; SHORT_MAX];
+        match (bytes.get_mut(..value.len()), u8::try_from(value.len())) {
+            (Some(place), Ok(len)) => {
+                place.copy_from_slice(value);
+                Self::Short { len, bytes }
+            }
+            _ => Self::Long(value.into()),
+        }
     }
 
     pub(crate) fn as_bytes(&self) -> &[u8] {
-        self.0.as_deref().unwrap_or_default()
+        match self {
+            Self::Short { len, bytes } => bytes.split_at(usize::from(*len).min(SHORT_MAX)).0,
+            Self::Long(bytes) => bytes,
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Short { len, .. } => (*len).into(),
+            Self::Long(bytes) => bytes.len(),
+        }
     }
 
     /// Becomes other bytes; in the same memory, if they are as many and nobody shares it.
-    pub(crate) fn set(&mut self, bytes: &[u8]) {
-        match self.0.as_mut().and_then(Rc::get_mut) {
-            Some(own) if own.len() == bytes.len() => own.copy_from_slice(bytes),
-            _ => *self = Self::new(bytes),
+    pub(crate) fn set(&mut self, value: &[u8]) {
+        let place = match self {
+            Self::Short { len, bytes } => {
+                let place = bytes.get_mut(..value.len());
+                place
+                    .zip(u8::try_from(value.len()).ok())
+                    .map(|(place, new)| {
+                        *len = new;
+                        place
+                    })
+            }
+            Self::Long(bytes) if bytes.len() == value.len() => Rc::get_mut(bytes),
+            Self::Long(_) => None,
+        };
+        match place {
+            Some(place) => place.copy_from_slice(value),
+            None => *self = Self::new(value),
         }
     }
 }

@@ -247,7 +247,7 @@ struct Shoot {
 
 /// What a walk has before it.
 enum Ahead<'a> {
-    Node(usize, &'a Rc<str>, &'a Limb),
+    Node(usize, &'a str, &'a Limb),
     Children(usize, &'a Limb, Cursor),
 }
 
