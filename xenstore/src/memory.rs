@@ -18,14 +18,15 @@ use crate::time::Instant;
 use crate::wire::Errno;
 
 /// Free memory below a mark is scarce, short, or the reserve. However little there is in all, the marks are so far apart that one request
-/// cannot lead from above the first of them to the end: a path of a thousand nodes is copied, or its nodes are noted in a transaction.
+/// cannot lead from above one of them to below the next (docs/memory.md): a path of a thousand nodes is copied, or its nodes are noted in a
+/// transaction.
 const SCARCE_BELOW: Mark = Mark {
     percent: 25,
-    bytes: 1792 << 10,
+    bytes: 1568 << 10,
 };
 const SHORT_BELOW: Mark = Mark {
     percent: 10,
-    bytes: 1280 << 10,
+    bytes: 1168 << 10,
 };
 const RESERVE_BELOW: Mark = Mark {
     percent: 5,
@@ -300,9 +301,9 @@ mod tests {
     #[test]
     fn where_there_is_little_in_all_the_marks_are_bytes() {
         for (free, supply) in [
-            (1792, Supply::Plenty),
-            (1791, Supply::Scarce),
-            (1279, Supply::Short),
+            (1568, Supply::Plenty),
+            (1567, Supply::Scarce),
+            (1167, Supply::Short),
             (767, Supply::Reserve),
         ] {
             assert_eq!(Supply::of(free << 10, 4 << 20), supply);

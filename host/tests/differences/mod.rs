@@ -329,6 +329,11 @@ const EVERYWHERE: &[Difference] = &[
         "counters with arguments that are none",
         COMMANDS,
     ),
+    (
+        "leases.txt",
+        "nobody removes what the policy keeps, or what is above it",
+        COMMANDS,
+    ),
     ("policies.txt", "policies, listed and set", COMMANDS),
     (
         "policies.txt",

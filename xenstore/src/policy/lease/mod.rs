@@ -42,10 +42,9 @@ const MARKS: &str = "/tool/xenstored/lease";
 /// Who is in which resources, and what has a deadline; all else is in nodes.
 #[derive(Debug, Default)]
 pub(super) struct Lease {
-    /// The resources in which a domain holds, waits, or is party to a move; some more do no harm.
-    users: BTreeMap<DomId, BTreeSet<String>>,
-    /// The resources in which a domain has nodes, also such as speak of others: they go with it.
-    owners: BTreeMap<DomId, BTreeSet<String>>,
+    ties: Ties,
+    /// Domains that were in a resource, and so have a mark.
+    marked: BTreeSet<DomId>,
     /// The deadlines of moves, by their nodes. After a live update they begin anew.
     moves: BTreeMap<String, Instant>,
 }
@@ -104,15 +103,14 @@ impl Policy for Lease {
     }
 
     fn domain_ended(&mut self, domid: DomId, keep: &mut dyn Keep) {
-        let mut all = self.users.remove(&domid).unwrap_or_default();
-        all.extend(self.owners.remove(&domid).unwrap_or_default());
-        for resource in all {
+        self.marked.remove(&domid);
+        for resource in self.ties.of_domain.remove(&domid).unwrap_or_default() {
             release(&resource, domid, keep);
             self.settle(&resource, keep);
         }
         if keep.view().value(MARKS).is_none() {
             // They went with a folder above, which had been given to this domain.
-            self.users.keys().for_each(|domid| mark(*domid, keep));
+            self.marked.iter().for_each(|domid| mark(*domid, keep));
         }
     }
 
@@ -158,19 +156,16 @@ impl Lease {
             .retain(|node, _| !node.starts_with(&prefix) || is_there(node));
     }
 
-    /// Notes who is in it, even if it makes no sense: they are to be gone from it when they end.
+    /// Notes who is in it, even if it makes no sense: they are to be gone from it when they end. So are the nodes of those who speak of others.
     fn note_parties(&mut self, resource: &str, keep: &mut dyn Keep) {
-        for domid in parties(keep.view(), resource) {
-            let places = self.users.entry(domid).or_default();
-            if !places.contains(resource) {
-                places.insert(resource.to_string());
-                mark(domid, keep);
+        let mut tied = parties(keep.view(), resource);
+        for domid in &tied {
+            if self.marked.insert(*domid) || !self.ties.has(resource, *domid) {
+                mark(*domid, keep);
             }
         }
-        for domid in owners(keep.view(), resource) {
-            let places = self.owners.entry(domid).or_default();
-            places.insert(resource.to_string());
-        }
+        tied.append(&mut owners(keep.view(), resource));
+        self.ties.set(resource, tied);
     }
 
     fn note_moves(&mut self, resource: &str, state: &Inquiry, now: Instant) {
@@ -178,6 +173,40 @@ impl Lease {
             let node = format!("{resource}/{MOVE}/{}", next.from);
             let until = now.after(Duration::from_secs(next.seconds.into()));
             self.moves.entry(node).or_insert(until);
+        }
+    }
+}
+
+/// Which domains hold, wait, or are party to a move, and where, or have nodes there.
+#[derive(Debug, Default)]
+struct Ties {
+    of_domain: BTreeMap<DomId, BTreeSet<String>>,
+    of_resource: BTreeMap<String, BTreeSet<DomId>>,
+}
+
+impl Ties {
+    fn has(&self, resource: &str, domid: DomId) -> bool {
+        let domids = self.of_resource.get(resource);
+        domids.is_some_and(|domids| domids.contains(&domid))
+    }
+
+    /// These have to do with a resource, and nobody else.
+    fn set(&mut self, resource: &str, domids: BTreeSet<DomId>) {
+        let before = self.of_resource.remove(resource).unwrap_or_default();
+        for domid in before.difference(&domids) {
+            if let Some(resources) = self.of_domain.get_mut(domid) {
+                resources.remove(resource);
+                if resources.is_empty() {
+                    self.of_domain.remove(domid);
+                }
+            }
+        }
+        for domid in domids.difference(&before) {
+            let resources = self.of_domain.entry(*domid).or_default();
+            resources.insert(resource.to_string());
+        }
+        if !domids.is_empty() {
+            self.of_resource.insert(resource.to_string(), domids);
         }
     }
 }

@@ -12,7 +12,7 @@ use proptest::sample::select;
 use super::space::{
     HOLDER, Inquiry, MOVE, Mode, Move, RESOURCES_MAX, Refused, SPACES_MAX, USERS_MAX, WAIT, inquire,
 };
-use super::{acquire, give_back, stand_in_line};
+use super::{Ties, acquire, give_back, stand_in_line};
 use crate::ids::{ConnId, DomId, Identity, UniqueId};
 use crate::policy;
 use crate::server::{DomainEvent, Server, Settings};
@@ -408,4 +408,21 @@ proptest! {
         }
         prop_assert_eq!(story.host.ask(Kind::Control, b"check\0"), Ok(()));
     }
+}
+
+/// A client that makes resources and removes them, again and again, takes no memory with that.
+#[test]
+fn nothing_is_kept_of_a_resource_that_nobody_has_to_do_with() {
+    let domids = |numbers: &[u16]| numbers.iter().copied().map(DomId::new).collect();
+    let mut ties = Ties::default();
+    for resource in ["/lease/a/x", "/lease/a/y"] {
+        ties.set(resource, domids(&[1, 2]));
+        ties.set(resource, domids(&[2, 3]));
+        assert!(ties.has(resource, DomId::new(3)) && !ties.has(resource, DomId::new(1)));
+    }
+    assert_eq!(ties.of_domain.len(), 2);
+    for resource in ["/lease/a/x", "/lease/a/y"] {
+        ties.set(resource, domids(&[]));
+    }
+    assert!(ties.of_domain.is_empty() && ties.of_resource.is_empty());
 }
