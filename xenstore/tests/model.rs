@@ -453,6 +453,7 @@ impl<S: Storage> Pair<S> {
     /// Compares what every domain received with what the model says: these messages, and no others.
     fn compare(&mut self) -> Result<(), String> {
         self.model.check()?;
+        self.model.check_clients()?;
         for domid in [TOOLSTACK, 1, 2, 3] {
             for message in messages(self.machine.receive(domid))? {
                 let bytes = message.encode();

@@ -22,6 +22,7 @@ impl World {
             self.remember(entry);
             judged?;
         }
+        self.model.check_clients()?;
         Ok(served)
     }
 

@@ -153,7 +153,10 @@ impl World {
                 && world.guests.get(&0).is_some_and(|dom0| dom0.waiting() > 0)
             {
                 world.exchange_dom0()?;
-                world.turn()?;
+                if world.turn()? == Progress::Idle {
+                    // A layer may hold it for a while.
+                    world.dispatcher.sleep();
+                }
             }
         }
         Ok(world)
